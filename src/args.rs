@@ -122,8 +122,9 @@ Environment, over the file and under the options:
   ..._FILE              for signature keys, server secret and API token: the file that holds it
 
 Signals: SIGINT and SIGTERM stop, SIGHUP reads the configuration file and opens the log file again, SIGUSR1
-drains: no new devices, and the end when the last call is over. SIGUSR2 upgrades in place (Linux): the program file
-is started again and takes the ports over, and this process ends when its last call is over.
+drains: no new devices, and the end when the last call is over. SIGUSR2 upgrades in place
+(Linux): the program file is started again and takes the ports over, and this process ends when its last
+call is over.
 Log: coloured on a terminal, unless NO_COLOR is set; with priorities under systemd.
 Exit codes: 0 stopped as asked, 1 failed to start or to run, 2 wrong command line or configuration.",
         version = version(),

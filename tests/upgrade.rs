@@ -176,7 +176,6 @@ fn a_program_that_does_not_start_leaves_the_running_one_as_it_was() {
         let mut gateway = Gateway::start(&server, workers);
         let (mut device, mut idle) = (gateway.device(1), gateway.device(2));
         let (mut call, mut peer) = device.call(&server);
-        let fds = open_fds(gateway.newest());
         let mut number = 3;
         let mut still_serves = |gateway: &Gateway| {
             exchange_audio(&mut call, &mut peer, 60 * u32::from(number));
@@ -197,6 +196,8 @@ fn a_program_that_does_not_start_leaves_the_running_one_as_it_was() {
             );
             still_serves(&gateway);
         }
+        // The sockets of later processes stay open.
+        let fds = open_fds(gateway.newest());
         fs::remove_file(gateway.program()).unwrap();
         let line = gateway.fail_to_upgrade();
         assert!(line.contains("gateway: No such file"), "{line}");
@@ -212,7 +213,7 @@ fn a_program_that_does_not_start_leaves_the_running_one_as_it_was() {
         let line = gateway.fail_to_upgrade();
         assert!(line.contains("gateway.json"), "{line}");
         still_serves(&gateway);
-        wait_until("no descriptor is left behind", || open_fds(gateway.newest()) <= fds + 8);
+        wait_until("no descriptor is left behind", || open_fds(gateway.newest()) <= fds);
         idle.mqtt.assert_nothing_pending();
 
         // A second port is taken by somebody else.
@@ -236,16 +237,16 @@ fn several_generations_have_calls_at_once_and_one_too_many_is_refused() {
     let server = ChatServer::start();
     let mut gateway = Gateway::start(&server, 1);
     let mut calls = Vec::new();
-    for generation in 0..4 {
+    for generation in 0..16 {
         let mut device = gateway.device(generation);
         let (call, peer) = device.call(&server);
         calls.push((device, call, peer));
-        if generation < 3 {
+        if generation < 15 {
             gateway.upgrade();
         }
     }
     let line = gateway.fail_to_upgrade();
-    assert!(line.contains("refused: 4 processes have calls already"), "{line}");
+    assert!(line.contains("refused: 16 processes have calls already"), "{line}");
     calls.iter_mut().for_each(|(_, call, peer)| exchange_audio(call, peer, 60));
     // The second one ends first; then there is a place for another.
     let (mut device, call, mut peer) = calls.remove(1);
@@ -253,7 +254,7 @@ fn several_generations_have_calls_at_once_and_one_too_many_is_refused() {
     drop(call);
     gateway.process.wait_for_line_from_start("a process that was replaced has finished its calls");
     gateway.upgrade();
-    let mut device = gateway.device(9);
+    let mut device = gateway.device(99);
     let (mut call, mut peer) = device.call(&server);
     calls.iter_mut().for_each(|(_, call, peer)| exchange_audio(call, peer, 120));
     exchange_audio(&mut call, &mut peer, 60);
@@ -297,6 +298,43 @@ fn no_connection_is_refused_and_no_packet_lost_while_calls_and_logins_go_on() {
         assert!(logins.join().unwrap() > 0);
         assert!(streams.into_iter().all(|stream| stream.join().unwrap() > 1));
     });
+}
+
+/// The new process has its connection, the one before has its call.
+#[test]
+fn a_device_that_loses_its_connection_in_a_call_comes_back_to_it() {
+    for workers in [1, 3] {
+        let server = ChatServer::start();
+        let mut gateway = Gateway::start(&server, workers);
+        let mut devices: Vec<_> = (1..=4).map(|n| gateway.device(n)).collect();
+        let mut calls: Vec<_> = devices.iter_mut().map(|device| device.call(&server)).collect();
+        gateway.upgrade();
+        gateway.upgrade();
+        // Of two processes that were replaced, the first has the calls.
+        let mut later = gateway.device(9);
+        let (mut later_call, mut later_peer) = later.call(&server);
+        gateway.upgrade();
+        drop(devices);
+        devices = (1..=4).map(|n| gateway.device(n)).collect();
+        drop(later);
+        let mut later = gateway.device(9);
+        for ((call, peer), device) in calls.iter_mut().zip(&mut devices) {
+            exchange_audio(call, peer, 60);
+            peer.send_text(r#"{"type":"llm","emotion":"happy"}"#);
+            while device.json()["emotion"] != "happy" {}
+        }
+        exchange_audio(&mut later_call, &mut later_peer, 60);
+        goodbye(&mut later, &mut later_peer);
+        for ((_, peer), device) in calls.iter_mut().zip(&mut devices) {
+            goodbye(device, peer);
+        }
+        assert_eq!(gateway.process.exit_code(), Some(0));
+        // Its call is over: it connects to the process that serves.
+        let mut again = gateway.device(1);
+        let (mut call, mut peer) = again.call(&server);
+        exchange_audio(&mut call, &mut peer, 60);
+        wait_until("the new process has it", || gateway.devices_here() == 1);
+    }
 }
 
 /// The successor's `READY=1` counts only when systemd knows already that it is the main process.

@@ -63,6 +63,8 @@ struct ColdState {
     commands: VecDeque<PendingCommand>,
     /// The gateway is draining: the device is disconnected then, or later at the end of its call.
     drain_deadline: Option<Instant>,
+    /// Although the gateway is draining, a device that loses its connection can come back to its call.
+    may_return: bool,
 }
 
 /// What a device is told outside a call.
@@ -292,15 +294,22 @@ impl Core {
         }
     }
 
+    /// Another process has replaced this gateway. A device is disconnected at `leave_at`, or at the end of its call if that is later.
+    /// One that loses its connection in a call can come back, since the other process hands its new connection on.
+    pub fn retire(&mut self, leave_at: Instant) {
+        let cold = self.cold.get_or_insert_default();
+        (cold.drain_deadline, cold.may_return) = (Some(leave_at), true);
+    }
+
     fn drain_deadline(&self) -> Option<Instant> {
         let cold = self.cold.as_ref()?;
         let is_idle = self.phase == SessionPhase::Online && !self.has_call() && cold.pending_hello.is_none();
         cold.drain_deadline.filter(|_| is_idle)
     }
 
-    /// Whether the gateway is draining.
-    fn is_draining(&self) -> bool {
-        self.cold.as_ref().is_some_and(|cold| cold.drain_deadline.is_some())
+    /// Whether a device that loses its connection cannot come back, since the gateway is draining.
+    fn cannot_return(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| cold.drain_deadline.is_some() && !cold.may_return)
     }
 
     /// The gateway is stopping: a device in a call gets goodbye, its chat server is closed with 1001.

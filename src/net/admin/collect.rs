@@ -375,6 +375,35 @@ impl MetricSources<'_> {
     }
 
     /// What is not added up over the workers: only the leader reports it, behind what all report.
+    /// What is kept and told of calls and events.
+    fn write_record_metrics(&self, families: &mut MetricFamilies) {
+        families.scalar(
+            Gauge,
+            "gateway_history_calls",
+            "Calls that have ended and are kept in memory.",
+            self.history.calls().len(),
+        );
+        families.scalar(
+            Counter,
+            "gateway_history_records_lost_total",
+            "Calls that could not be written to history.file.",
+            self.history.lost_records(),
+        );
+        families.scalar(
+            Gauge,
+            "gateway_event_streams",
+            "Clients of this API that read events.",
+            self.admin.event_streams(),
+        );
+        families.labelled(
+            Counter,
+            "gateway_webhook_events_total",
+            "Events for webhooks: delivered, refused by the server for good, failed attempts, and those of all kinds that were lost.",
+            "result",
+            self.webhooks.counts(),
+        );
+    }
+
     fn write_process_metrics(&self, families: &mut MetricFamilies) {
         if let Some(expires) = self.mqtt.certificate.as_ref().and_then(WatchedCertificate::expires) {
             families.scalar(
@@ -404,31 +433,7 @@ impl MetricSources<'_> {
             "Log lines that could not be written.",
             logger::lost_lines(),
         );
-        families.scalar(
-            Gauge,
-            "gateway_history_calls",
-            "Calls that have ended and are kept in memory.",
-            self.history.calls().len(),
-        );
-        families.scalar(
-            Counter,
-            "gateway_history_records_lost_total",
-            "Calls that could not be written to history.file.",
-            self.history.lost_records(),
-        );
-        families.scalar(
-            Gauge,
-            "gateway_event_streams",
-            "Clients of this API that read events.",
-            self.admin.event_streams(),
-        );
-        families.labelled(
-            Counter,
-            "gateway_webhook_events_total",
-            "Events for webhooks: delivered, refused by the server for good, failed attempts, and those of all kinds that were lost.",
-            "result",
-            self.webhooks.counts(),
-        );
+        self.write_record_metrics(families);
         let tls = if cfg!(feature = "tls") { "true" } else { "false" };
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("tls", tls)];
         families.family(Gauge, "gateway_build_info", "The build; its value is always 1.", [(labels, 1)]);

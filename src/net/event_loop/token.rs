@@ -88,8 +88,10 @@ pub(crate) const WAKEUP: usize = 5;
 /// The OTA listener.
 pub(crate) const OTA: usize = 6;
 
-/// The channel to the earlier process of generation 0; the next three are those of the other generations.
-pub(crate) const PREDECESSOR: usize = 7;
+/// The channel to the processes that have replaced this one.
+pub(crate) const OWN_CHANNEL: usize = 7;
+/// The channel to the earlier process of generation 0; those of the other generations follow.
+pub(crate) const PREDECESSOR: usize = 8;
 
 /// The reverse of [`token`].
 pub fn from_token(token: Token) -> (Role, usize) {

@@ -133,6 +133,9 @@ impl Gateway {
         }
         if call.allowed {
             self.sessions.index.add_call(call.ssrc, id, ip);
+            if let Some(client_id) = self.sessions.client_id(id) {
+                self.report_call_started(client_id.mac());
+            }
             self.audio.drops.watch(ip);
             if let Some(restart) = &mut self.restart {
                 restart.on_call(call.ssrc);

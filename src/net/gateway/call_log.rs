@@ -24,6 +24,9 @@ impl Gateway {
         }
         self.io.metrics.ended(summary);
         self.record_call(id, summary);
+        if let Some(client_id) = self.sessions.client_id(id) {
+            self.report_call_ended(client_id.mac());
+        }
         if let Some((kind, message)) = RecentErrorKind::from_end_reason(summary.reason) {
             let message = format!("{message}: session={}", summary.session_id);
             self.record_session_error(id, kind, &message);

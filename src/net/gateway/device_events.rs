@@ -62,9 +62,9 @@ impl Gateway {
         self.sessions.drop_mqtt(id, &mut self.io);
     }
 
-    /// Registers a connection that another worker accepted.
+    /// Registers a connection that another worker or process accepted.
     pub(super) fn accept_hand_off(&mut self, hand_off: HandOff) {
-        if !self.lifecycle.is_serving() {
+        if !self.lifecycle.is_serving() && !self.upgrades.is_replaced() {
             return;
         }
         let HandOff { connection, ip, bytes } = hand_off;
@@ -157,7 +157,9 @@ impl Gateway {
             }
             match mqtt::decode(rest, session.core.max_packet_bytes(&self.io.config)) {
                 Ok(Some((Packet::Connect(connect), _)))
-                    if awaits_connect && self.hand_off(id, connect.client_id, rest) =>
+                    if awaits_connect
+                        && (self.return_to_predecessor(id, connect.client_id, rest)
+                            || self.hand_off(id, connect.client_id, rest)) =>
                 {
                     return ReadOutcome::Done;
                 }

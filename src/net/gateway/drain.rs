@@ -6,14 +6,16 @@ use log::info;
 
 use crate::admin::dto::DrainStatus;
 use crate::net::event_loop::io::TimerKind;
+use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::Command;
 use crate::net::gateway::lifecycle::Phase;
+use crate::net::sessions::session::Session;
 use crate::session::Core;
 
 /// A draining gateway disconnects its devices without a call one by one over this time, since all at once would overload the
 /// gateways that they reconnect to.
-pub(super) const DRAIN_SPREAD: Duration = Duration::from_secs(5);
+const DRAIN_SPREAD: Duration = Duration::from_secs(5);
 /// How often the log says what a drain waits for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the last calls may take to end when the time is over, as after SIGTERM.
@@ -101,7 +103,24 @@ impl Gateway {
         let count = ids.len().max(1) as u32;
         for (n, id) in ids.into_iter().enumerate() {
             let leave_at = self.io.now + DRAIN_SPREAD * n as u32 / count;
-            self.drive(id, |core, cx| core.drain(leave_at, cx));
+            self.drain_session(id, leave_at);
+        }
+    }
+
+    fn drain_session(&mut self, id: SessionId, leave_at: Instant) {
+        // The keys of TLS are in this process, so that another one cannot pass such a connection on.
+        let is_tls = |session: &Session| session.mqtt.as_ref().is_some_and(|mqtt| !mqtt.transport.is_plain());
+        let may_return = self.upgrades.is_replaced() && !self.sessions.get(id).is_some_and(is_tls);
+        self.drive(id, |core, cx| match may_return {
+            true => core.retire(leave_at),
+            false => core.drain(leave_at, cx),
+        });
+    }
+
+    /// A device has logged in; when the gateway drains, it does not stay.
+    pub(super) fn drain_if_draining(&mut self, id: SessionId) {
+        if self.lifecycle.is_draining() {
+            self.drain_session(id, self.io.now + DRAIN_SPREAD);
         }
     }
 

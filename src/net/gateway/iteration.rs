@@ -11,7 +11,7 @@ use crate::config::EventKind;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{
-    self, API, ListenerKind, MQTT, MQTTS, OTA, PREDECESSOR, Role, SessionId, UDP, WAKEUP,
+    self, API, ListenerKind, MQTT, MQTTS, OTA, OWN_CHANNEL, PREDECESSOR, Role, SessionId, UDP, WAKEUP,
 };
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::Command;
@@ -125,7 +125,8 @@ impl Gateway {
             Role::Fixed if slot == API => self.run_unless_queued(Task::AcceptAdmin),
             Role::Fixed if slot == OTA => self.run_or_queue(Task::AcceptOta),
             Role::Fixed if slot == WAKEUP => self.wakeup.expired(),
-            Role::Fixed if slot >= PREDECESSOR => self.on_predecessor_ended((slot - PREDECESSOR) as u32),
+            Role::Fixed if slot == OWN_CHANNEL => self.on_own_channel_readable(),
+            Role::Fixed if slot >= PREDECESSOR => self.on_predecessor_readable((slot - PREDECESSOR) as u32),
             Role::Fixed => self.drain_commands(),
             Role::Device => {
                 if let Some(id) = self.sessions.at(slot) {

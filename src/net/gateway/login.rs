@@ -9,7 +9,6 @@ use crate::admin::recent_errors::RecentErrorKind;
 
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::drain::DRAIN_SPREAD;
 use crate::net::mqtt::auth_throttle;
 use crate::net::sessions::session::Session;
 use crate::proto::identity::Mac;
@@ -62,10 +61,7 @@ impl Gateway {
             self.drive(older, Core::on_replaced);
         }
         self.drive(id, |core, cx| core.on_admission(Admission::Accepted, cx));
-        if self.lifecycle.is_draining() {
-            let now = self.io.now;
-            self.drive(id, |core, cx| core.drain(now + DRAIN_SPREAD, cx));
-        }
+        self.drain_if_draining(id);
         None
     }
 

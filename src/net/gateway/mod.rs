@@ -24,6 +24,8 @@ pub(crate) mod notify_requests;
 pub(crate) mod ota_requests;
 pub(crate) mod relay;
 pub(crate) mod restart;
+#[cfg(target_os = "linux")]
+pub(crate) mod returning_devices;
 pub(crate) mod run;
 pub(crate) mod sd_notify;
 pub(crate) mod sockets;

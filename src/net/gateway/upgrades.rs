@@ -3,20 +3,19 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
 use log::{error, info};
-use mio::Interest;
-use mio::unix::SourceFd;
 use socket2::{SockRef, Socket};
 
 use crate::net::event_loop::inherited::InheritedListener;
-use crate::net::event_loop::token;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Command, Handle, Program};
+use crate::net::gateway::returning_devices::{CallsElsewhere, ReturningDevice};
 use crate::net::media::steering::{self, GENERATIONS, SharedPort, Steering};
 use crate::net::upgrade::Predecessor;
 use crate::net::upgrade::channel::{Channel, Offer, OfferedListener};
@@ -41,6 +40,10 @@ pub(crate) enum UpgradeStep {
     Failed(String),
     /// From the leader to the other workers: accept connections again.
     Resume,
+    /// To each worker of a process that was replaced: report the devices that have a call.
+    ReportCalls(Arc<Channel>),
+    /// To the leader: pass this connection on to the process that has the device's call.
+    PassBack(Box<ReturningDevice>),
 }
 
 /// The sockets of one worker.
@@ -56,9 +59,15 @@ pub(crate) struct Upgrades {
     /// None where sockets cannot be selected by ssrc.
     port: Option<SharedPort>,
     /// The earlier processes that have calls: their generation, and a channel that ends with them.
-    predecessors: Vec<(u32, OwnedFd)>,
+    pub(super) predecessors: Vec<(u32, Channel)>,
+    /// The devices that have a call with one of them.
+    pub(super) calls_elsewhere: Arc<CallsElsewhere>,
     /// The channel that ends with this process: this end, and the one that its successors get.
-    own: Option<(OwnedFd, OwnedFd)>,
+    pub(super) own: Option<(Arc<Channel>, OwnedFd)>,
+    /// Another process has replaced this one.
+    is_replaced: bool,
+    /// Where the process that serves now is told which devices have a call here; set when it has asked.
+    pub(super) reports_to: Option<Arc<Channel>>,
     in_progress: bool,
     /// No connections are accepted, since the successor may begin to.
     paused: bool,
@@ -82,7 +91,18 @@ impl Upgrades {
     }
 
     pub(crate) fn with_predecessors(self, predecessors: Vec<(u32, OwnedFd)>) -> Self {
-        Self { predecessors, ..self }
+        let predecessors = predecessors.into_iter().map(|(generation, end)| (generation, Channel::new(end)));
+        Self { predecessors: predecessors.collect(), ..self }
+    }
+
+    /// Whether another process has replaced this one.
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.is_replaced
+    }
+
+    /// That of another worker.
+    pub(crate) fn of_worker(&self) -> Self {
+        Self { calls_elsewhere: self.calls_elsewhere.clone(), ..Self::default() }
     }
 
     /// Opens the sockets that the port does not have yet, for later generations.
@@ -119,11 +139,12 @@ impl Upgrades {
         new.alive[newest as usize] = true;
         let descriptors = |error: io::Error| format!("descriptors: {error}");
         if self.own.is_none() {
-            self.own = Some(Channel::pair().map_err(descriptors)?);
+            let (own, others) = Channel::pair().map_err(descriptors)?;
+            self.own = Some((Arc::new(Channel::new(own)), others));
         }
-        let own = self.own.as_ref().map(|(_, others)| (port.steering.newest, others));
-        let all = self.predecessors.iter().map(|(generation, end)| (*generation, end)).chain(own);
-        let predecessors = all.map(|(generation, end)| Ok((generation, end.try_clone()?)));
+        let own = self.own.as_ref().map(|(_, others)| (port.steering.newest, others.as_fd()));
+        let all = self.predecessors.iter().map(|(generation, end)| (*generation, end.as_fd())).chain(own);
+        let predecessors = all.map(|(generation, end)| Ok((generation, end.try_clone_to_owned()?)));
         let others = port.others.iter().map(|(place, socket)| Ok((*place, socket.try_clone()?)));
         Ok(Plan {
             program,
@@ -217,13 +238,17 @@ impl Gateway {
             UpgradeStep::Share(reply) => drop(reply.send(self.share_sockets())),
             UpgradeStep::Pause { successor, done } => {
                 self.pause_accepting();
+                // Its answers are for the successor from now on.
+                self.ignore_predecessors();
                 self.sd_notify.set_main_process(successor);
                 let _ = done.send(());
             }
             UpgradeStep::Done { successor } => self.on_replaced(successor),
-            UpgradeStep::Retire => self.let_devices_go(),
+            UpgradeStep::Retire => self.retire(),
             UpgradeStep::Failed(why) => self.on_upgrade_failed(&why),
             UpgradeStep::Resume => self.resume_after_upgrade(),
+            UpgradeStep::ReportCalls(channel) => self.report_calls(channel),
+            UpgradeStep::PassBack(device) => self.pass_back(&device),
         }
     }
 
@@ -286,6 +311,11 @@ impl Gateway {
             error!("connections are not accepted any more: {error}");
         }
         mqtt.resume(io);
+        if self.workers.is_leader()
+            && let Err(error) = self.ask_predecessors()
+        {
+            error!("devices cannot come back to calls of earlier processes: {error}");
+        }
         // The successor may have changed that.
         if let Err(error) = self.steer() {
             error!("audio is not received any more: {error}");
@@ -301,27 +331,20 @@ impl Gateway {
         if let Some(port) = &mut self.upgrades.port {
             port.others.clear();
         }
-        self.upgrades.predecessors.clear();
+        self.forget_predecessors();
+        self.await_returning_devices();
         self.admin.retire();
         self.workers.broadcast(|| Command::Upgrade(UpgradeStep::Retire));
-        self.let_devices_go();
+        self.retire();
     }
 
-    /// Registers the channels to the earlier processes.
-    pub(super) fn watch_predecessors(&self) -> io::Result<()> {
-        self.upgrades.predecessors.iter().try_for_each(|(generation, end)| {
-            let token = token::fixed(token::PREDECESSOR + *generation as usize);
-            self.io.registry.register(&mut SourceFd(&end.as_raw_fd()), token, Interest::READABLE)
-        })
+    fn retire(&mut self) {
+        self.upgrades.is_replaced = true;
+        self.let_devices_go();
     }
 
     /// A predecessor has ended: what has the ssrcs of its calls comes here now.
     pub(super) fn on_predecessor_ended(&mut self, generation: u32) {
-        let Some(at) = self.upgrades.predecessors.iter().position(|(of, _)| *of == generation) else {
-            return;
-        };
-        let (_, end) = self.upgrades.predecessors.swap_remove(at);
-        let _ = self.io.registry.deregister(&mut SourceFd(&end.as_raw_fd()));
         if let Some(port) = &mut self.upgrades.port {
             port.steering.alive[generation as usize] = false;
         }
@@ -344,6 +367,6 @@ impl Gateway {
     pub fn replace(&mut self, predecessor: &Predecessor) -> io::Result<()> {
         predecessor.wait_to_serve()?;
         self.steer()?;
-        self.watch_predecessors()
+        self.ask_predecessors()
     }
 }

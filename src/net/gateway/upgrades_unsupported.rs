@@ -6,10 +6,12 @@ use log::error;
 
 use crate::config::{Config, Source};
 use crate::net::error::BindError;
+use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::Program;
 use crate::net::media::steering::SharedPort;
 use crate::net::upgrade::Predecessor;
+use crate::proto::identity::Mac;
 
 /// Nothing.
 #[derive(Default)]
@@ -18,6 +20,14 @@ pub(crate) struct Upgrades(());
 impl Upgrades {
     pub(crate) fn new(_: Option<SharedPort>) -> Self {
         Self(())
+    }
+
+    pub(crate) fn of_worker(&self) -> Self {
+        Self(())
+    }
+
+    pub(crate) fn is_replaced(&self) -> bool {
+        false
     }
 }
 
@@ -35,7 +45,17 @@ impl Gateway {
         );
     }
 
-    pub(super) fn on_predecessor_ended(&mut self, _: u32) {}
+    pub(super) fn on_predecessor_readable(&mut self, _: u32) {}
+
+    pub(super) fn on_own_channel_readable(&mut self) {}
+
+    pub(super) fn return_to_predecessor(&mut self, _: SessionId, _: &str, _: &[u8]) -> bool {
+        false
+    }
+
+    pub(super) fn report_call_started(&self, _: Mac) {}
+
+    pub(super) fn report_call_ended(&self, _: Mac) {}
 
     /// Not possible.
     ///

@@ -29,6 +29,7 @@ use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::gateway::relay::Relay;
 use crate::net::gateway::sockets::WorkerSockets;
+use crate::net::gateway::upgrades::Upgrades;
 use crate::net::history::History;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
@@ -73,6 +74,7 @@ struct WorkerSetup {
     recent_errors: Arc<Mutex<RecentErrors>>,
     history: History,
     events: EventStream,
+    upgrades: Upgrades,
 }
 
 /// A connection that is handed off to the worker of its device.
@@ -249,6 +251,7 @@ impl Workers {
                 recent_errors: leader.admin.shared_recent_errors(),
                 history: leader.history.clone(),
                 events: leader.events.clone(),
+                upgrades: leader.upgrades.of_worker(),
             };
             workers.setups.push((sender, setup));
         }
@@ -351,6 +354,7 @@ impl Gateway {
         self.admin.set_recent_errors(setup.recent_errors);
         self.history = setup.history;
         self.events = setup.events;
+        self.upgrades = setup.upgrades;
     }
 
     /// Hands a connection off to the worker of its device. False when that is this worker.

@@ -15,7 +15,7 @@ use socket2::Socket;
 use super::socket::open;
 
 /// How many processes may have calls at the same time: the one that serves, and those that were replaced and finish theirs.
-pub(crate) const GENERATIONS: u32 = 4;
+pub(crate) const GENERATIONS: u32 = 16;
 
 /// Which ssrcs belong to one loop: those whose remainder by `places` is `place`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl SsrcShare {
 impl Steering {
     /// Of the first generation.
     pub(crate) fn first(workers: usize) -> Self {
-        Self { workers: workers as u32, newest: 0, alive: [true, false, false, false] }
+        Self { workers: workers as u32, newest: 0, alive: std::array::from_fn(|n| n == 0) }
     }
 
     /// The number of sockets that the port can have.
@@ -90,7 +90,7 @@ impl Steering {
     fn program(&self) -> Vec<libc::sock_filter> {
         use libc::{
             BPF_A, BPF_ABS, BPF_ADD, BPF_ALU, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_LEN, BPF_MOD, BPF_RET,
-            BPF_SUB, BPF_W,
+            BPF_W,
         };
 
         let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
@@ -103,18 +103,20 @@ impl Steering {
             step(BPF_LD | BPF_W | BPF_ABS, 0, 0, super::socket::SSRC_START as u32),
             step(BPF_ALU | BPF_MOD | BPF_K, 0, 0, self.places()),
         ];
-        let ended = (0..GENERATIONS).zip(self.alive).filter(|(_, alive)| !alive);
-        for (generation, _) in ended {
-            // What belongs to a generation that has ended goes to the same worker of the newest one.
+        let earlier = (0..GENERATIONS).zip(self.alive).filter(|(of, alive)| *alive && *of != self.newest);
+        for (generation, _) in earlier {
             program.extend([
-                step(BPF_JMP | BPF_JGE | BPF_K, 0, 4, first_of(generation)),
-                step(BPF_JMP | BPF_JGE | BPF_K, 3, 0, first_of(generation + 1)),
-                step(BPF_ALU | BPF_SUB | BPF_K, 0, 0, first_of(generation)),
-                step(BPF_ALU | BPF_ADD | BPF_K, 0, 0, first_of(self.newest)),
+                step(BPF_JMP | BPF_JGE | BPF_K, 0, 2, first_of(generation)),
+                step(BPF_JMP | BPF_JGE | BPF_K, 1, 0, first_of(generation + 1)),
                 step(BPF_RET | BPF_A, 0, 0, 0),
             ]);
         }
-        program.push(step(BPF_RET | BPF_A, 0, 0, 0));
+        program.extend([
+            // The places of a generation begin at a multiple of the number of workers, so this is the worker.
+            step(BPF_ALU | BPF_MOD | BPF_K, 0, 0, self.workers),
+            step(BPF_ALU | BPF_ADD | BPF_K, 0, 0, first_of(self.newest)),
+            step(BPF_RET | BPF_A, 0, 0, 0),
+        ]);
         program
     }
 }
@@ -250,13 +252,11 @@ mod tests {
                 || (0..places).map(|place| datagram(1000 * places + place)).chain([vec![], vec![1; 7]]);
             let before = received(&sockets, sent());
             assert!(before.values().all(|n| *n < workers), "others join without getting any: {before:?}");
-            for (newest, alive) in [
-                (1, [true, true, false, false]),
-                (2, [true, true, true, false]),
-                (3, [false, false, true, true]),
-                (0, [true, false, false, true]),
-                (3, [true, true, true, true]),
-            ] {
+            let all: Vec<u32> = (0..GENERATIONS).collect();
+            for (newest, living) in
+                [(1, &[0, 1][..]), (2, &[0, 1, 2]), (9, &[2, 9]), (0, &[15, 0]), (15, &all)]
+            {
+                let alive = std::array::from_fn(|n| living.contains(&(n as u32)));
                 let steering = Steering { workers: workers as u32, newest, alive };
                 steering.attach(&sockets[0]).unwrap();
                 let received = received(&sockets, sent());

@@ -70,6 +70,20 @@ impl Transport {
         matches!(self, Self::Open(_))
     }
 
+    /// Whether it is TCP without TLS, and no PROXY header is to come.
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self, Self::Open(Stream::Plain(_)))
+    }
+
+    /// The socket of a connection without TLS.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn into_plain_tcp(self) -> Option<TcpStream> {
+        match self {
+            Self::Open(Stream::Plain(tcp)) => Some(tcp),
+            _ => None,
+        }
+    }
+
     /// Whether a TLS handshake has begun and not finished.
     pub(crate) fn is_in_tls_handshake(&self) -> bool {
         matches!(self, Self::Handshake(stage) if matches!(**stage, HandshakeStage::Tls(_)))

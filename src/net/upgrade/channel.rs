@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -36,6 +36,15 @@ pub(crate) enum Message {
     Serving,
     /// From the successor: why it cannot start.
     Failed(String),
+    /// From the process that serves to an earlier one: report the devices that have a call with you, now and when that changes.
+    ReportCalls,
+    /// From an earlier process: these devices have a call with it.
+    CallsHere(Vec<String>),
+    /// From an earlier process: this device's call has ended.
+    CallEnded(String),
+    /// From the process that serves to an earlier one: a new connection of a device that has a call with it, and what was read from
+    /// it (base64).
+    Connection { ip: IpAddr, port: u16, bytes: String },
 }
 
 /// The sockets, in the order of their descriptors: first those of the UDP port by their place, then the listeners, then one channel
@@ -93,13 +102,26 @@ impl Channel {
         chunks.try_for_each(|chunk| self.send_bytes(&more, chunk))
     }
 
+    /// Sends a message without waiting; for messages with one descriptor at most.
+    ///
+    /// # Errors
+    /// WouldBlock when the other process reads too slowly, and those of sendmsg(2).
+    pub(crate) fn try_send(&self, message: &Message, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        self.send_with(&serde_json::to_vec(message)?, descriptor.as_slice(), flags)
+    }
+
     fn send_bytes(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_with(bytes, descriptors, SendFlags::NOSIGNAL)
+    }
+
+    fn send_with(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(descriptors));
         }
-        sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, flags)?;
         Ok(())
     }
 
@@ -109,14 +131,28 @@ impl Channel {
     /// UnexpectedEof when the other process has ended, TimedOut after the timeout, InvalidData for what is no message.
     pub(crate) fn receive(&self, timeout: Option<Duration>) -> io::Result<(Message, Vec<OwnedFd>)> {
         SockRef::from(&self.0).set_read_timeout(timeout)?;
+        self.receive_with(RecvFlags::empty()).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => ErrorKind::TimedOut.into(),
+            _ => error,
+        })
+    }
+
+    /// The next message, without waiting.
+    ///
+    /// # Errors
+    /// WouldBlock when there is none, and those of [`Self::receive`].
+    pub(crate) fn try_receive(&self) -> io::Result<(Message, Vec<OwnedFd>)> {
+        self.receive_with(RecvFlags::DONTWAIT)
+    }
+
+    fn receive_with(&self, flags: RecvFlags) -> io::Result<(Message, Vec<OwnedFd>)> {
+        let flags = flags | RecvFlags::CMSG_CLOEXEC;
         let mut bytes = vec![0; MAX_MESSAGE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
-            match recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
-            {
+            match recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => return Err(ErrorKind::TimedOut.into()),
                 received => break received?,
             }
         };

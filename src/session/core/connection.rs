@@ -148,7 +148,7 @@ impl Core {
         self.fail_commands(cx);
         if self.has_call()
             && !grace.is_zero()
-            && !self.is_draining()
+            && !self.cannot_return()
             && let Some(call) = &mut self.call
         {
             call.on_device_lost(cx.now);

@@ -46,7 +46,8 @@ impl Harness {
         let url = format!("ws://{}/", server.local_addr().unwrap());
         config.websocket.production = vec![Arc::new(url.parse().unwrap())];
         change(&mut config);
-        let gateway = Gateway::bind(config, None).unwrap();
+        let mut gateway = Gateway::bind(config, None).unwrap();
+        gateway.workers.run_others();
         Self { gateway, events: Events::with_capacity(64), server }
     }
 
