@@ -243,7 +243,7 @@ pub(super) mod tests {
     #[cfg(target_pointer_width = "64")]
     fn a_record_takes_little_memory() {
         // README.md states what it takes with its texts and its series.
-        assert!(size_of::<FinishedCall>() <= 480, "{}", size_of::<FinishedCall>());
+        assert!(size_of::<FinishedCall>() <= 400, "{}", size_of::<FinishedCall>());
     }
 
     #[test]

@@ -306,6 +306,8 @@ impl CallQuality {
     pub(super) fn series(&self, lost: u64) -> CallSeries {
         let mut series = self.series.clone();
         series.add(self.slice_index, &self.ended_slice(lost));
+        // It may be kept for long.
+        series.slices.shrink_to_fit();
         series
     }
 
@@ -374,4 +376,15 @@ fn percent(part: u64, all: u64) -> f32 {
 
 fn round(number: f32) -> f32 {
     (number * 10.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn the_recorder_of_a_call_takes_at_most_440_bytes() {
+        assert!(size_of::<CallQuality>() <= 440, "{}", size_of::<CallQuality>());
+    }
 }
