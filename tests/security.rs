@@ -135,6 +135,7 @@ fn what_a_chat_server_writes_stays_short_and_in_its_line() {
         while device.json()["type"] != "goodbye" {}
     }
     shown += &http_request(api, "GET", "/api/errors", TOKEN).body;
+    shown += &http_request(api, "GET", "/api/calls", TOKEN).body;
     shown += &http_request(api, "GET", "/metrics", TOKEN).body;
     process.signal("TERM");
     let (_, lines) = process.end();
@@ -210,7 +211,7 @@ fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
         "udp": {"host": "127.0.0.1"}, "debug": true,
         "api": {"host": "127.0.0.1"},
         "websocket": {"production_servers": [url], "reconnect": {"initial_ms": 20, "max_ms": 20}},
-        "logging": {"file_path": "gateway.log"},
+        "logging": {"file_path": "gateway.log"}, "history": {"file": "calls.jsonl"},
     });
     let folder = Folder::new().with_file("gateway.json", file.to_string());
     let variables = [("MQTT_SIGNATURE_KEY", KEY), ("SERVER_SECRET", SECRET), ("API_TOKEN", TOKEN)];
@@ -263,6 +264,7 @@ fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
         "GET /api/sessions",
         &format!("GET /api/sessions/{id}"),
         "GET /api/errors",
+        "GET /api/calls",
         "GET /openapi.json",
         "GET /",
         "POST /api/reload",
@@ -281,6 +283,9 @@ fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
     assert!(lines.iter().any(|line| line.contains("[DEBUG]")), "{lines:#?}");
     all += &lines.join("\n");
     all += &fs::read_to_string(folder.0.join("gateway.log")).unwrap();
+    let calls = fs::read_to_string(folder.0.join("calls.jsonl")).unwrap();
+    assert!(calls.lines().count() == 2 && calls.contains("token=***"), "{calls}");
+    all += &calls;
     // The output of the subcommands too.
     for line in ["config show", "config check", "check"] {
         let output = folder.run(&format!("{line} -c gateway.json"), &variables);

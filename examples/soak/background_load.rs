@@ -117,12 +117,13 @@ pub(crate) fn bad_datagrams(context: &Context, to: SocketAddr) {
 
 /// Valid and invalid requests to the management API.
 pub(crate) fn api_requests(context: &Context, api: SocketAddr) {
-    const REQUESTS: [(&str, bool, u16); 9] = [
+    const REQUESTS: [(&str, bool, u16); 10] = [
         ("GET /healthz", false, 200),
         ("GET /metrics", true, 200),
         ("GET /api/sessions", true, 200),
         ("GET /api/config", true, 200),
         ("GET /api/errors", true, 200),
+        ("GET /api/calls?limit=1000", true, 200),
         ("GET /", false, 200),
         ("GET /api/sessions", false, 401),
         ("GET /api/sessions/nobody", true, 404),
