@@ -125,6 +125,20 @@ fn a_bad_file_is_refused_in_one_line_with_file_field_found_and_allowed() {
             r#"{"logging":{"level":"loud"}}"#,
             r#"FILE: logging.level: found "loud", allowed: off, error, warn, info"#,
         ),
+        (r#"{"logging":{"format":"xml"}}"#, r#"FILE: logging.format: found "xml", allowed: "text", "json""#),
+        (r#"{"logging":{"keep":0}}"#, "FILE: logging.keep: found 0, allowed: a whole number from 1 to 1000"),
+        (
+            r#"{"webhooks":[{"secret":"hidden"}]}"#,
+            r#"FILE: webhooks[0]: found no url, allowed: an object with a "url""#,
+        ),
+        (
+            r#"{"webhooks":[{"url":"ftp://hidden/"}]}"#,
+            "FILE: webhooks[0].url: found a text that is not shown, allowed: an http:// or https:// URL",
+        ),
+        (
+            r#"{"webhooks":[{"url":"http://a/","events":["call.over"]}]}"#,
+            r#"FILE: webhooks[0].events[0]: found "call.over", allowed: one of device.online, "#,
+        ),
         (r#"{"debug":"yes"}"#, r#"FILE: debug: found "yes", allowed: true or false"#),
         (
             r#"{"websocket":{"production_servers":["ws://a","http://b/"]}}"#,

@@ -190,6 +190,46 @@ fn servers_reloads_and_limits_are_events() {
 }
 
 #[test]
+fn a_server_whose_health_url_fails_is_an_event() {
+    let health = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/?key=secret", health.local_addr().unwrap());
+    thread::spawn(move || {
+        for status in std::iter::once("503 No").chain(std::iter::repeat("200 OK")) {
+            let (mut peer, _) = health.accept().unwrap();
+            let _ = peer.write_all(format!("HTTP/1.1 {status}\r\n\r\n").as_bytes());
+        }
+    });
+    let fixture = fixture(|config| {
+        let server = Arc::make_mut(&mut config.websocket.production[0]);
+        server.health_url = Some(url.parse().unwrap());
+    });
+    // It may be an event of before.
+    let mut events = Events::open(&fixture, Some(0));
+    let failed = events.next_of("server.failed");
+    assert!(failed["message"].as_str().unwrap().contains("is not well"), "{failed}");
+    assert_eq!(events.next_of("server.recovered")["server"], failed["server"]);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_certificate_near_its_end_is_an_event() {
+    let authority = support::tls::CertificateAuthority::new();
+    let issued = authority.issue_for("gw.example", support::tls::new_key(), -1, 3);
+    let folder = support::process::Folder::new()
+        .with_file("cert.pem", issued.certificate_pem())
+        .with_file("key.pem", issued.key_pem());
+    let fixture = fixture(|config| {
+        config.mqtt.tls.port = 0;
+        config.mqtt.tls.cert_file = Some(folder.0.join("cert.pem"));
+        config.mqtt.tls.key_file = Some(folder.0.join("key.pem"));
+    });
+    // It may be an event of before.
+    let expiring = Events::open(&fixture, Some(0)).next_of("certificate.expiring");
+    assert_eq!((&expiring["section"], &expiring["names"]), (&json!("mqtt.tls"), &json!("gw.example")));
+    assert!((2..=3).contains(&expiring["days_left"].as_i64().unwrap()), "{expiring}");
+}
+
+#[test]
 fn events_of_all_workers_are_in_one_stream() {
     let fixture = fixture(|config| config.workers = 3);
     let mut events = Events::open(&fixture, None);

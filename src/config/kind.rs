@@ -435,7 +435,7 @@ fn read_webhook(value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<We
         }
     }
     if url.is_none() && problems.len() == before {
-        problems.push(value.invalid_redacted("an object without one", "an object with a \"url\""));
+        problems.push(value.invalid_redacted("no url", "an object with a \"url\""));
     }
     let url = url.filter(|_| problems.len() == before)?;
     Some(Webhook { url, secret: secret_key, events })
