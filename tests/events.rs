@@ -416,3 +416,48 @@ fn a_webhook_that_never_answers_delays_neither_another_one_nor_a_call() {
     // The gateway ends all the same.
     drop(fixture);
 }
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_webhook_over_tls_verifies_its_server() {
+    let authority = support::tls::CertificateAuthority::new();
+    let folder = support::process::Folder::new().with_file("ca.pem", authority.pem());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/hook", listener.local_addr().unwrap());
+    let acceptor = authority.server("127.0.0.1");
+    let (sender, bodies) = mpsc::channel::<Option<String>>();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = acceptor.accept(stream.unwrap()) else {
+                let _ = sender.send(None);
+                continue;
+            };
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                let mut buffer = [0; 4096];
+                let length = stream.read(&mut buffer).unwrap_or_default();
+                if length == 0 {
+                    break;
+                }
+                request.extend_from_slice(&buffer[..length]);
+            }
+            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
+            let _ = sender.send(String::from_utf8(request).ok());
+        }
+    });
+    let webhook =
+        || Webhook { url: url.parse().unwrap(), secret: None, events: vec!["device.online".to_owned()] };
+    let next = || bodies.recv_timeout(TIMEOUT).unwrap();
+    // An authority that is not known: the server is not told.
+    let unknown = fixture(|config| config.webhooks = vec![webhook()]);
+    let _device = unknown.device(&mac(1));
+    assert_eq!(next(), None);
+    drop(unknown);
+    let known = fixture(|config| {
+        config.webhooks = vec![webhook()];
+        config.websocket.ca_file = Some(folder.0.join("ca.pem"));
+    });
+    let _device = known.device(&mac(1));
+    let request = std::iter::repeat_with(next).flatten().next().unwrap();
+    assert!(request.starts_with("POST /hook HTTP/1.1\r\n") && !request.contains("Signature"), "{request}");
+}
