@@ -35,6 +35,7 @@ enum ReadOutcome {
 
 impl Gateway {
     pub(super) fn accept(&mut self, kind: ListenerKind) {
+        self.mqtt.elsewhere = (self.workers.connections_elsewhere(), self.workers.len().max(1));
         for _ in 0..ACCEPT_BUDGET {
             match self.mqtt.accept(kind, &mut self.sessions, &mut self.io) {
                 Accepted::Connection { evicted } => {

@@ -46,6 +46,7 @@ impl Gateway {
         self.serve_event_streams();
         self.flush();
         self.reap();
+        self.workers.publish_connections(self.sessions.without_lingering());
         self.workers.publish(self.sessions.index.devices(), self.sessions.index.calls());
         self.io.metrics.iterations.observe(self.io.now.elapsed());
         Ok(())

@@ -59,6 +59,7 @@ pub(crate) struct Workers {
 struct Counts {
     devices: AtomicUsize,
     calls: AtomicUsize,
+    connections: AtomicUsize,
     /// The number of the leader's last ping that its loop has answered.
     last_ping: AtomicUsize,
 }
@@ -157,6 +158,13 @@ impl Workers {
         }
     }
 
+    /// Publishes this worker's number of connections, including those that have not logged in.
+    pub(crate) fn publish_connections(&self, connections: usize) {
+        if let Some(counts) = self.counts.get(self.index) {
+            counts.connections.store(connections, Relaxed);
+        }
+    }
+
     /// Whether all other loops have answered the last ping or have ended. Sends the next ping.
     pub(crate) fn ping(&mut self) -> bool {
         let alive = self.others().all(|counts| counts.last_ping.load(Relaxed) >= self.pings_sent);
@@ -170,6 +178,10 @@ impl Workers {
         if let Some(counts) = self.counts.get(self.index) {
             counts.last_ping.store(number, Relaxed);
         }
+    }
+
+    pub(crate) fn connections_elsewhere(&self) -> usize {
+        self.others().map(|counts| counts.connections.load(Relaxed)).sum()
     }
 
     fn devices_elsewhere(&self) -> usize {

@@ -55,6 +55,8 @@ pub(crate) struct Listeners {
     /// Connections that are closing: refused logins that wait for their answer, and what lingers until the peer closes its
     /// side. The first to close are first. Some may be gone.
     closing: VecDeque<SessionId>,
+    /// How many connections the other workers have, and how many workers there are.
+    pub(crate) elsewhere: (usize, usize),
     accepting: bool,
     /// Accepting has failed, which was logged.
     accept_failing: bool,
@@ -116,6 +118,7 @@ impl Listeners {
             unauthenticated: EvictionOrder::default(),
             handshakes: EvictionOrder::default(),
             closing: VecDeque::new(),
+            elsewhere: (0, 1),
             accepting: true,
             accept_failing: false,
         })
@@ -197,7 +200,7 @@ impl Listeners {
         let proxied = mqtt.proxy_protocol_from.iter().any(|network| network.contains(peer.ip()));
         // A load balancer may have many connections. Its clients are counted when the PROXY header has named them.
         let crowded = limit > 0 && !proxied && self.by_address.of(peer.ip()) >= limit + EXTRA_PER_ADDRESS;
-        let full = sessions.without_lingering() >= mqtt.max_connections + EXTRA_CONNECTIONS;
+        let full = self.is_full(sessions, mqtt.max_connections + EXTRA_CONNECTIONS);
         if crowded {
             io.metrics.turned_away(TurnedAway::AddressLimit);
             return Accepted::Connection { evicted: None };
@@ -211,6 +214,14 @@ impl Listeners {
         let transport = Transport::new(tcp, proxied, kind == ListenerKind::Tls);
         self.add_connection(MqttConnection::new(transport, peer.port()), peer.ip(), sessions, io);
         Accepted::Connection { evicted }
+    }
+
+    /// Whether there are so many connections, of all workers, that another one needs room. Each worker may always have its share of
+    /// those that have not logged in, so that nobody keeps devices from one worker through another.
+    fn is_full(&self, sessions: &Sessions, max: usize) -> bool {
+        let ((elsewhere, workers), own) = (self.elsewhere, sessions.without_lingering());
+        let has_share = self.unauthenticated.len() >= EXTRA_CONNECTIONS / workers;
+        own >= max || (own + elsewhere >= max && has_share)
     }
 
     /// The connection to close for a new one: first one that is closing already.
@@ -376,6 +387,20 @@ mod tests {
         assert!(evicted.is_none());
         let (_second, evicted) = accept(&mut listeners, &mut sessions, &mut io);
         assert!(evicted.is_some_and(|id| sessions.get(id).unwrap().mqtt.is_some()));
+    }
+
+    #[test]
+    fn the_connections_of_all_workers_are_limited_together_and_each_has_its_share() {
+        let (mut listeners, mut sessions, mut io) = listeners(|config| config.mqtt.max_connections = 1);
+        listeners.elsewhere = (EXTRA_CONNECTIONS + 1, EXTRA_CONNECTIONS / 2);
+        let (_first, evicted) = accept(&mut listeners, &mut sessions, &mut io);
+        let (_second, evicted_then) = accept(&mut listeners, &mut sessions, &mut io);
+        assert_eq!((evicted, evicted_then, turned_away(&io, "full")), (None, None, 0), "its share is two");
+        let (_third, evicted) = accept(&mut listeners, &mut sessions, &mut io);
+        assert!(evicted.is_some());
+        listeners.elsewhere.0 = EXTRA_CONNECTIONS - 10;
+        let (_fourth, evicted) = accept(&mut listeners, &mut sessions, &mut io);
+        assert_eq!(evicted, None, "all together have room");
     }
 
     #[test]
