@@ -62,7 +62,7 @@ pub use device_calls::{
 pub use ended_calls::EndedCalls;
 pub use hello_limiter::HelloLimiter;
 pub use rate_limiter::RateLimiter;
-pub use relay::{FarEnd, Place, RelayBatch, RelayId, RelayMessage, Relayed, RequestOutcome};
+pub use relay::{FarEnd, Place, RelayBatch, RelayBody, RelayId, RelayMessage, Relayed, RequestOutcome};
 pub use request_ids::RequestIds;
 pub use restart::RestartRecovery;
 pub use server_cause::{HttpAnswer, ServerCause};

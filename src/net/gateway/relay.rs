@@ -204,3 +204,162 @@ impl Gateway {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::mpsc::Receiver;
+
+    use mio::{Poll, Token, Waker};
+
+    use super::*;
+    use crate::net::gateway::handle::Handle;
+    use crate::proto::identity::Mac;
+    use crate::session::{EndReason, RelayBody};
+
+    /// The ways of worker 0 to worker 1 and back, without their loops.
+    struct TwoWorkers {
+        workers: Workers,
+        /// Of worker 0 and of worker 1.
+        relays: [Relay; 2],
+        /// What worker 1 is sent. None when it has ended.
+        received: Option<Receiver<Command>>,
+        io: Io,
+        _poll: Poll,
+    }
+
+    impl TwoWorkers {
+        fn new() -> Self {
+            let poll = Poll::new().unwrap();
+            let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+            let (own, _) = Handle::new(waker.clone());
+            let (other, received) = Handle::new(waker);
+            let counters = Relay::counters(2);
+            Self {
+                workers: Workers::for_test(0, vec![own, other]),
+                relays: [0, 1].map(|index| Relay::new(index, counters.clone())),
+                received: Some(received),
+                io: Io::for_test(),
+                _poll: poll,
+            }
+        }
+
+        fn flush(&mut self) -> Vec<usize> {
+            self.relays[0].flush(&self.workers, &mut self.io)
+        }
+
+        /// Worker 1 takes the oldest batch that it was sent. Returns what is in it.
+        fn take(&mut self) -> Option<Vec<String>> {
+            let Ok(Command::Relay { from: 0, batch }) = self.received.as_ref()?.try_recv() else {
+                return None;
+            };
+            self.relays[1].on_taken(0, &batch);
+            let mut items = Vec::new();
+            batch.take_all(|item| {
+                items.push(match item {
+                    Relayed::Message(message) => format!("message {}", message.call.number),
+                    Relayed::Audio(call, opus) => format!("audio {} {}", call.number, opus.len()),
+                });
+            });
+            Some(items)
+        }
+
+        fn message(&mut self, number: u64) {
+            let [from, to] = [1, 2].map(|n| Mac::from([2, 0, 0, 0, 0, n]));
+            let body = RelayBody::End(EndReason::PeerLeft);
+            self.relays[0].send(1, RelayMessage { call: call(number), from, to, body }, &mut self.io);
+        }
+
+        fn check(&mut self) -> bool {
+            self.relays[0].check(1, &self.workers, &mut self.io)
+        }
+    }
+
+    fn call(number: u64) -> RelayId {
+        RelayId { caller: Mac::from([2, 0, 0, 0, 0, 1]), number }
+    }
+
+    #[test]
+    fn an_iteration_sends_one_batch_in_order() {
+        let mut two = TwoWorkers::new();
+        assert_eq!(two.flush(), [0_usize; 0]);
+        assert_eq!(two.take(), None, "nothing is sent without need");
+        for number in [1, 2, 1] {
+            two.relays[0].send_audio(1, call(number), &[7; 100]).unwrap();
+        }
+        two.message(2);
+        two.relays[0].send_audio(1, call(1), &[7; 50]).unwrap();
+        assert_eq!(two.flush(), [0_usize; 0]);
+        let expected = ["audio 1 100", "audio 2 100", "audio 1 100", "message 2", "audio 1 50"];
+        assert_eq!(two.take(), Some(expected.map(str::to_owned).into()));
+        assert_eq!(two.take(), None);
+        assert_eq!((two.io.metrics.relay_batches, two.io.metrics.relay_packets), (1, 4));
+        assert_eq!(two.relays[0].send_audio(7, call(1), &[7]), Err(DropReason::NoPeer));
+    }
+
+    #[test]
+    fn audio_is_dropped_while_the_worker_takes_nothing_and_messages_never() {
+        let mut two = TwoWorkers::new();
+        let mut accepted = 0;
+        while two.relays[0].send_audio(1, call(1), &[7; 1000]).is_ok() {
+            accepted += 1;
+            if accepted % 10 == 0 {
+                two.flush();
+            }
+        }
+        assert!((100..=262).contains(&accepted), "{accepted}");
+        (0..1000).for_each(|number| two.message(number));
+        two.flush();
+        assert_eq!(two.relays[0].send_audio(1, call(1), &[7; 1000]), Err(DropReason::RelayFull));
+        let (mut audio, mut messages) = (0, 0);
+        while let Some(items) = two.take() {
+            audio += items.iter().filter(|item| item.starts_with("audio")).count();
+            messages += items.iter().filter(|item| item.starts_with("message")).count();
+        }
+        assert_eq!((audio, messages), (accepted, 1000));
+        assert_eq!(two.relays[0].send_audio(1, call(1), &[7; 1000]), Ok(()), "it has taken all");
+    }
+
+    #[test]
+    fn a_worker_that_takes_nothing_is_lost_after_five_checks_and_back_when_it_has_taken_all() {
+        let mut two = TwoWorkers::new();
+        // The first check sends an empty batch, which the next one looks for.
+        for _ in 0..3 {
+            assert!(!two.check());
+            assert_eq!(two.take(), Some(Vec::new()));
+        }
+        two.message(1);
+        two.flush();
+        let lost: Vec<bool> = (0..6).map(|_| two.check()).collect();
+        assert_eq!(lost.iter().position(|lost| *lost), Some(5), "the first sees what was taken before");
+        assert!(two.relays[0].is_lost(1));
+        two.message(2);
+        two.flush();
+        assert_eq!(two.take(), Some(vec!["message 1".to_owned()]));
+        assert!(two.relays[0].is_lost(1), "it has not taken all");
+        assert_eq!(two.take(), Some(vec!["message 2".to_owned()]));
+        assert!(!two.relays[0].is_lost(1) && !two.check());
+    }
+
+    #[test]
+    fn a_slow_worker_is_not_lost() {
+        let mut two = TwoWorkers::new();
+        for number in 0..20 {
+            two.message(number);
+            two.flush();
+        }
+        for _ in 0..20 {
+            assert!(!two.check());
+            assert!(two.take().is_some());
+        }
+    }
+
+    #[test]
+    fn a_worker_that_has_ended_is_lost_at_once() {
+        let mut two = TwoWorkers::new();
+        two.received = None;
+        two.message(1);
+        assert_eq!(two.flush(), [1]);
+        assert!(two.relays[0].is_lost(1));
+    }
+}

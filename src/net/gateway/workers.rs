@@ -91,6 +91,12 @@ impl Workers {
         Self { index, handles, counts, setups: Vec::new(), threads: Vec::new(), ended: 0, pings_sent: 0 }
     }
 
+    #[cfg(test)]
+    pub(crate) fn for_test(index: usize, handles: Vec<Handle>) -> Self {
+        let counts = handles.iter().map(|_| Counts::default()).collect();
+        Self::new(index, handles, counts)
+    }
+
     pub(crate) fn is_single(&self) -> bool {
         self.handles.is_empty()
     }
