@@ -204,14 +204,7 @@ impl Gateway {
         let mut ota = ota_requests::bind_ota(&config, waker.clone(), &mut listeners)?;
         let mut audio =
             AudioPort::new(audio, share, config.udp.dscp).map_err(setup("read the UDP address"))?;
-        let (plain, mqtts) = mqtt.local_addrs().map_err(setup("read the MQTT address"))?;
-        let addresses = Addresses {
-            api: admin.local_addr().map_err(setup("read the management address"))?,
-            ota: ota.local_addr().map_err(setup("read the OTA address"))?,
-            mqtt: plain.or(mqtts).unwrap_or(SocketAddr::new(config.mqtt.host, config.mqtt.port)),
-            mqtts,
-            udp: audio.socket.local_addr().map_err(setup("read the UDP address"))?,
-        };
+        let addresses = local_addresses(&mqtt, &audio, &admin, &ota, &config)?;
         let history = History::open(&config.history).map_err(setup("use history.file"))?;
         mqtt.register(&registry).map_err(setup("register"))?;
         admin.register(&registry).map_err(setup("register"))?;
@@ -303,6 +296,25 @@ impl Gateway {
     pub fn metrics(&self) -> &Metrics {
         &self.io.metrics
     }
+}
+
+/// The addresses of all sockets, with the ports that the system chose where 0 was configured.
+fn local_addresses(
+    mqtt: &Listeners,
+    audio: &AudioPort,
+    admin: &AdminServer,
+    ota: &OtaServer,
+    config: &Config,
+) -> Result<Addresses, BindError> {
+    let setup = |what| move |error| BindError::Setup(what, error);
+    let (plain, mqtts) = mqtt.local_addrs().map_err(setup("read the MQTT address"))?;
+    Ok(Addresses {
+        api: admin.local_addr().map_err(setup("read the management address"))?,
+        ota: ota.local_addr().map_err(setup("read the OTA address"))?,
+        mqtt: plain.or(mqtts).unwrap_or(SocketAddr::new(config.mqtt.host, config.mqtt.port)),
+        mqtts,
+        udp: audio.socket.local_addr().map_err(setup("read the UDP address"))?,
+    })
 }
 
 /// Listens on the management port. If the default port cannot be used, the gateway runs without the API: most often another
