@@ -171,7 +171,7 @@ fn the_home_assistant_add_on_starts_the_gateway_with_its_options() {
 /// The page is embedded by Home Assistant, under another path.
 #[test]
 fn the_dashboard_calls_the_gateway_by_relative_addresses() {
-    let page = text("src/admin/dashboard.html");
+    let page = mqtt_websocket_proxy::admin::dashboard::HTML;
     assert_eq!((page.matches("fetch(").count(), page.matches("fetch(\".\" + path").count()), (1, 1));
 }
 
