@@ -18,7 +18,7 @@ const TEXT_OVERHEAD: usize = 128;
 /// What a list takes besides its references, likewise.
 const LIST_OVERHEAD: usize = 160;
 
-/// All lists of one worker. A list is freed with the last [`ToolList`] that refers to it.
+/// All lists of one worker. A list is freed with the last device that has it.
 #[derive(Default)]
 pub struct ToolLists(Rc<RefCell<Store>>);
 
