@@ -116,10 +116,10 @@ fn run_gateway(run: RunOptions, mut predecessor: Option<&mut Predecessor>) -> Re
         };
         info!("management page: {} ({opened})", page_url(api, config.api.tls.enabled));
     }
-    gateway.notify_service_manager();
     if let Some(predecessor) = predecessor {
         predecessor.report_serving();
     }
+    gateway.notify_service_manager();
     gateway.run().map_err(|error| ExitError::runtime(format!("the gateway failed: {error}")))?;
     info!("stopped");
     Ok(())

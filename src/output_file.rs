@@ -53,6 +53,22 @@ fn is_in_shared_folder(path: &Path) -> bool {
     })
 }
 
+/// Whether `path` is still this file. Another process may have renamed it and begun a new one.
+#[cfg(unix)]
+pub fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
+    let at_path = std::fs::metadata(path).map(identity);
+    file.metadata().map(identity).is_ok_and(|open| at_path.is_ok_and(|at_path| at_path == open))
+}
+
+/// Whether `path` is still this file: where one process does not replace another, nobody else renames it.
+#[cfg(not(unix))]
+pub fn is_at(_: &File, _: &Path) -> bool {
+    true
+}
+
 /// Opens `path` with these options.
 ///
 /// # Errors
@@ -60,4 +76,24 @@ fn is_in_shared_folder(path: &Path) -> bool {
 #[cfg(not(unix))]
 pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.open(path)
+}
+
+#[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_another_process_has_renamed_is_not_at_its_path() {
+        let folder = std::env::temp_dir().join(format!("output-file-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("log");
+        let file = open(OpenOptions::new().create(true).append(true), &path).unwrap();
+        assert!(is_at(&file, &path));
+        std::fs::rename(&path, folder.join("log.1")).unwrap();
+        assert!(!is_at(&file, &path), "there is none");
+        let _new = open(OpenOptions::new().create(true).append(true), &path).unwrap();
+        assert!(!is_at(&file, &path), "it is another one");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

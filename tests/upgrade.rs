@@ -6,6 +6,7 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -398,6 +399,70 @@ fn another_port_in_the_configuration_is_opened_and_the_earlier_one_closed() {
     let (mut new_call, mut new_peer) = new.call(&server);
     exchange_audio(&mut new_call, &mut new_peer, 60);
     exchange_audio(&mut call, &mut peer, 60);
+}
+
+#[test]
+fn calls_of_all_generations_go_on_after_a_change_of_the_udp_port() {
+    let server = ChatServer::start();
+    let mut gateway = Gateway::start(&server, 2);
+    let mut calls = Vec::new();
+    for number in (0..12).step_by(4) {
+        // Of each worker.
+        for device in number..number + 4 {
+            let mut device = gateway.device(device);
+            let (call, peer) = device.call(&server);
+            calls.push((device, call, peer));
+        }
+        if number == 8 {
+            let mut other = config(&server, 2);
+            other["udp"]["host"] = "127.0.0.3".into();
+            fs::write(gateway.folder.0.join("gateway.json"), other.to_string()).unwrap();
+        }
+        gateway.upgrade();
+    }
+    calls.iter_mut().for_each(|(_, call, peer)| exchange_audio(call, peer, 60));
+    let line = gateway.fail_to_upgrade();
+    assert!(line.contains("refused: a process still has calls on the earlier UDP port"), "{line}");
+    // The generation in the middle ends first.
+    for (mut device, _call, mut peer) in calls.drain(4..8) {
+        goodbye(&mut device, &mut peer);
+    }
+    gateway.process.wait_for_line_from_start("a process that was replaced has finished its calls");
+    calls.iter_mut().for_each(|(_, call, peer)| exchange_audio(call, peer, 120));
+}
+
+#[test]
+fn a_signal_to_stop_during_an_upgrade_stops_both_processes() {
+    let server = ChatServer::start();
+    let mut gateway = Gateway::start(&server, 1);
+    fs::copy(gateway.program(), gateway.folder.0.join("real")).unwrap();
+    // It goes on when the test says so.
+    gateway.replace_program(Some("until [ -e go ]; do sleep 0.05; done; exec ./real \"$@\""));
+    signal(gateway.newest(), "USR2");
+    gateway.process.wait_for_line("upgrade: starting");
+    gateway.process.signal("TERM");
+    assert_eq!(gateway.process.exit_code(), Some(0));
+    fs::write(gateway.folder.0.join("go"), "").unwrap();
+    gateway.process.wait_for_line("the running gateway cannot be replaced: it has ended");
+    assert!(TcpStream::connect(gateway.process.mqtt()).is_err());
+}
+
+/// Their clients connect again, to the process that serves.
+#[test]
+fn streams_of_events_end_with_the_upgrade() {
+    let server = ChatServer::start();
+    let mut gateway = Gateway::start(&server, 1);
+    let mut device = gateway.device(1);
+    let (_call, _peer) = device.call(&server);
+    let mut stream = TcpStream::connect(gateway.process.api()).unwrap();
+    stream.set_read_timeout(Some(support::TIMEOUT)).unwrap();
+    stream.write_all(raw_request("GET", "/api/events", TOKEN, "").as_bytes()).unwrap();
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    gateway.upgrade();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
 }
 
 #[test]

@@ -54,8 +54,13 @@ impl CallHistory {
     }
 
     /// Keeps a call of an earlier process. Ignored if its id does not follow that of the call before.
-    pub fn restore(&mut self, call: FinishedCall) {
-        if (self.last_id + 1..=MAX_ID).contains(&call.record.id) {
+    pub fn restore(&mut self, mut call: FinishedCall) {
+        if call.record.id > MAX_ID {
+            return;
+        }
+        // After an upgrade in place, two processes wrote to the file, each with ids of its own.
+        call.record.id = call.record.id.max(self.last_id + 1);
+        if call.record.id <= MAX_ID {
             self.insert(call);
         }
     }
@@ -216,14 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_an_earlier_process_keep_their_ids() {
+    fn calls_of_earlier_processes_are_all_kept_with_ids_that_ascend() {
         let mut history = CallHistory::new(9);
         for id in [5, 9, 9, 7, 12, MAX_ID + 1] {
             let mut call = finished_call(id, "good");
             call.record.id = id;
             history.restore(call);
         }
-        assert_eq!(ids(&history, ""), (vec![12, 9, 5], None));
+        assert_eq!(ids(&history, ""), (vec![12, 11, 10, 9, 5], None));
         assert_eq!(history.push(finished_call(3, "good")).record.id, 13);
     }
 

@@ -134,6 +134,10 @@ impl LogFile {
         if !full(self.size) {
             return;
         }
+        // After an upgrade in place, two processes write to the file, and the other one may have begun a new one.
+        if !output_file::is_at(&self.file, &self.path) {
+            self.reopen();
+        }
         // Another program may have made it shorter.
         self.size = self.file.metadata().ok().map(|found| found.len());
         if !full(self.size) {

@@ -22,6 +22,28 @@ struct Shared {
     is_news: AtomicBool,
 }
 
+/// When a reader on a thread of its own ends.
+#[derive(Default)]
+pub(crate) struct ReaderEnd {
+    now: AtomicBool,
+    /// When it has read all events.
+    after_last: AtomicBool,
+}
+
+impl ReaderEnd {
+    pub(crate) fn end_now(&self) {
+        self.now.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end_after_last(&self) {
+        self.after_last.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_now(&self) -> bool {
+        self.now.load(Ordering::Relaxed)
+    }
+}
+
 impl Default for EventStream {
     fn default() -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -57,16 +79,16 @@ impl EventStream {
     }
 
     /// Waits for the first `wanted` event behind `cursor`; also says how many events behind it, of all kinds, were lost meanwhile. None
-    /// when `stop` is set. The cursor moves over what is not wanted, which is not lost.
+    /// when `end` says so. The cursor moves over what is not wanted, which is not lost.
     pub(crate) fn wait_after(
         &self,
         cursor: &mut u64,
         wanted: impl Fn(EventKind) -> bool,
-        stop: &AtomicBool,
+        end: &ReaderEnd,
     ) -> Option<(u64, Arc<StoredEvent>)> {
         let (mut ring, mut all_lost) = (self.ring(), 0);
         loop {
-            if stop.load(Ordering::Relaxed) {
+            if end.is_now() {
                 return None;
             }
             let (lost, event) = ring.after(*cursor, &wanted);
@@ -75,15 +97,18 @@ impl EventStream {
             if let Some(event) = event {
                 return Some((all_lost, event));
             }
+            if end.after_last.load(Ordering::Relaxed) {
+                return None;
+            }
             ring = self.0.changed.wait(ring).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Waits for so long, or until `stop` is set.
-    pub(crate) fn pause(&self, time: Duration, stop: &AtomicBool) {
+    /// Waits for so long, or until `end` is now.
+    pub(crate) fn pause(&self, time: Duration, end: &ReaderEnd) {
         let until = Instant::now() + time;
         let mut ring = self.ring();
-        while !stop.load(Ordering::Relaxed) {
+        while !end.is_now() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -92,7 +117,7 @@ impl EventStream {
         }
     }
 
-    /// Makes readers that wait look at their `stop`.
+    /// Makes readers that wait look at their `end`.
     pub(crate) fn wake_readers(&self) {
         // With the lock: not between a reader's look and its wait.
         let _ring = self.ring();

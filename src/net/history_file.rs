@@ -215,12 +215,27 @@ impl Writer {
         }
     }
 
-    /// Begins a new file if the present one is full with `more` bytes, or old.
-    fn rotate_if_due(&mut self, more: u64) {
+    /// Whether the file is full with `more` bytes, or old.
+    fn is_due(&self, more: u64) -> bool {
         let age = self.first_ms.map_or(0, |first| unix_ms().saturating_sub(first));
         let is_full = self.bytes > 0 && self.bytes + more > self.bytes_max;
-        if !self.is_regular || !is_full && age < self.keep_ms() / 2 {
+        self.is_regular && (is_full || age >= self.keep_ms() / 2)
+    }
+
+    /// Begins a new file if the present one is full with `more` bytes, or old.
+    fn rotate_if_due(&mut self, more: u64) {
+        if !self.is_due(more) {
             return;
+        }
+        // After an upgrade in place, two processes write to the file, and the other one may have begun a new one.
+        if !output_file::is_at(&self.file, &self.path)
+            && let Ok(file) = open_for_append(&self.path)
+        {
+            let bytes = file.metadata().map_or(0, |found| found.len());
+            (self.file, self.bytes, self.first_ms, self.is_torn) = (file, bytes, Some(unix_ms()), false);
+            if !self.is_due(more) {
+                return;
+            }
         }
         let rotated = fs::rename(&self.path, &self.old_path).and_then(|()| open_for_append(&self.path));
         match rotated {

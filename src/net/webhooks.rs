@@ -5,7 +5,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::admin::event::StoredEvent;
 use crate::config::{Config, Webhook};
 use crate::net::backend::http_client;
 use crate::net::backend::upgrade::USER_AGENT;
-use crate::net::event_stream::EventStream;
+use crate::net::event_stream::{EventStream, ReaderEnd};
 
 /// How long a server may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,9 +31,16 @@ const STACK_SIZE: usize = 256 << 10;
 /// The threads, which end with it.
 #[derive(Default)]
 pub(crate) struct Webhooks {
-    running: Vec<(Webhook, Arc<AtomicBool>)>,
+    running: Vec<Running>,
     events: Option<EventStream>,
     counts: Arc<Counts>,
+}
+
+struct Running {
+    webhook: Webhook,
+    end: Arc<ReaderEnd>,
+    /// Gets nothing, and ends with the thread.
+    ended: Receiver<()>,
 }
 
 /// What became of events, for the metrics. Not 64 bits: MIPS and older ARM have no such atomic.
@@ -48,29 +56,48 @@ impl Webhooks {
     /// Tells the servers of this configuration of the events from now on; one that was told before goes on.
     pub(crate) fn configure(&mut self, config: &Arc<Config>, events: &EventStream) {
         self.events = Some(events.clone());
-        self.running.retain(|(webhook, stop)| {
-            let stays = config.webhooks.contains(webhook);
-            stop.store(!stays, Ordering::Relaxed);
+        self.running.retain(|running| {
+            let stays = config.webhooks.contains(&running.webhook);
+            if !stays {
+                running.end.end_now();
+            }
             stays
         });
         events.wake_readers();
         for webhook in &config.webhooks {
-            if self.running.iter().any(|(running, _)| running == webhook) {
+            if self.running.iter().any(|running| running.webhook == *webhook) {
                 continue;
             }
-            let stop = Arc::new(AtomicBool::new(false));
+            let end = Arc::new(ReaderEnd::default());
+            let (alive, ended) = mpsc::channel();
             let reader = Reader {
                 webhook: webhook.clone(),
                 config: config.clone(),
-                stop: stop.clone(),
+                end: end.clone(),
+                _alive: alive,
                 cursor: events.last_id(),
                 events: events.clone(),
                 counts: self.counts.clone(),
             };
             let spawned = thread::Builder::new().name("webhook".to_owned()).stack_size(STACK_SIZE);
             match spawned.spawn(move || reader.run()) {
-                Ok(_) => self.running.push((webhook.clone(), stop)),
+                Ok(_) => self.running.push(Running { webhook: webhook.clone(), end, ended }),
                 Err(error) => error!("webhook {}: no thread can be started: {error}", webhook.url),
+            }
+        }
+    }
+
+    /// Waits until the events so far are delivered, `within` at most. What is not is lost.
+    pub(crate) fn finish(self, within: Duration) {
+        let until = Instant::now() + within;
+        self.running.iter().for_each(|running| running.end.end_after_last());
+        if let Some(events) = &self.events {
+            events.wake_readers();
+        }
+        for Running { webhook, ended, .. } in &self.running {
+            let left = until.saturating_duration_since(Instant::now());
+            if ended.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
+                warn!("webhook {}: it does not get the last events before the end", webhook.url);
             }
         }
     }
@@ -85,7 +112,7 @@ impl Webhooks {
 
 impl Drop for Webhooks {
     fn drop(&mut self) {
-        self.running.iter().for_each(|(_, stop)| stop.store(true, Ordering::Relaxed));
+        self.running.iter().for_each(|running| running.end.end_now());
         if let Some(events) = &self.events {
             events.wake_readers();
         }
@@ -95,7 +122,8 @@ impl Drop for Webhooks {
 struct Reader {
     webhook: Webhook,
     config: Arc<Config>,
-    stop: Arc<AtomicBool>,
+    end: Arc<ReaderEnd>,
+    _alive: Sender<()>,
     /// The id of the last event that it has dealt with.
     cursor: u64,
     events: EventStream,
@@ -105,7 +133,7 @@ struct Reader {
 impl Reader {
     fn run(mut self) {
         while let Some((lost, event)) =
-            self.events.wait_after(&mut self.cursor, |kind| self.webhook.wants(kind), &self.stop)
+            self.events.wait_after(&mut self.cursor, |kind| self.webhook.wants(kind), &self.end)
         {
             if lost > 0 {
                 self.counts.lost.fetch_add(lost as usize, Ordering::Relaxed);
@@ -123,7 +151,7 @@ impl Reader {
         let url = &self.webhook.url;
         let request = request(&self.webhook, event);
         let (mut pause, mut failures) = (FIRST_PAUSE, 0);
-        while !self.stop.load(Ordering::Relaxed) {
+        while !self.end.is_now() {
             let until = Instant::now() + TIMEOUT;
             let why = match http_client::status(&url.target, &self.config.websocket, &request, until) {
                 Ok(200..=299) => {
@@ -151,7 +179,7 @@ impl Reader {
             if failures == 1 {
                 warn!("webhook {url}: {why}; it is sent again, at first after 1 s, later every minute");
             }
-            self.events.pause(pause, &self.stop);
+            self.events.pause(pause, &self.end);
             pause = (pause * 2).min(LAST_PAUSE);
         }
     }

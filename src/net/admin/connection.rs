@@ -119,10 +119,13 @@ impl Connection {
         }
     }
 
-    /// Whether no request has begun.
+    /// Whether nobody waits for the end of an answer: no request has begun, or the answer has no end.
     #[cfg(target_os = "linux")]
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.state, ConnectionState::Reading(None)) && self.read_buffer.is_empty() && self.is_reused
+        let is_unused = matches!(self.state, ConnectionState::Reading(None))
+            && self.read_buffer.is_empty()
+            && self.is_reused;
+        is_unused || matches!(self.state, ConnectionState::Streaming { .. })
     }
 
     pub(super) fn set_state(&mut self, state: ConnectionState, now: Instant) -> Progress {

@@ -164,7 +164,7 @@ impl AdminServer {
         self.listeners.iter_mut().for_each(|listener| drop(registry.deregister(listener)));
     }
 
-    /// Closes the ports, and each connection at the end of its request.
+    /// Closes the ports, and each connection at the end of its request. Clients that read events find the next process.
     #[cfg(target_os = "linux")]
     pub(crate) fn retire(&mut self) {
         self.listeners.clear();

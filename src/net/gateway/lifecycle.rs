@@ -155,6 +155,10 @@ impl Gateway {
     }
 
     pub(super) fn reload_file(&mut self) -> Result<Changes, ReloadError> {
+        if self.upgrades.is_replaced() {
+            // The configuration is another process's now.
+            return Err(ReloadError::NoSource);
+        }
         let Some(source) = &self.lifecycle.source else {
             info!("reload: there is no configuration file to read");
             return Err(ReloadError::NoSource);

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
+use std::time::Duration;
 use std::{io, mem};
 
 use log::info;
@@ -13,6 +14,8 @@ use crate::net::gateway::lifecycle::Phase;
 
 /// Events per poll.
 const EVENTS: usize = 1024;
+/// How long webhooks may take for the last events after a drain.
+const WEBHOOKS_GRACE: Duration = Duration::from_secs(10);
 
 impl Gateway {
     /// Runs until it is stopped or drained.
@@ -26,11 +29,14 @@ impl Gateway {
         let outcome = ended.unwrap_or_else(|panic| Err(panicked(&*panic)));
         let mut workers = mem::take(&mut self.workers);
         // Closes its sockets before it waits for the other workers, so that its devices can reconnect elsewhere.
-        let history = self.history.clone();
+        let (history, webhooks) = (self.history.clone(), mem::take(&mut self.webhooks));
+        // Nobody waits for the end of a drain.
+        let is_stopped = self.lifecycle.is_stopping() || outcome.is_err();
         drop(self);
         let outcome = workers.end(outcome);
         if workers.is_leader() {
             history.flush(LINGER);
+            webhooks.finish(if is_stopped { LINGER } else { WEBHOOKS_GRACE });
         }
         outcome
     }

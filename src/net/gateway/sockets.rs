@@ -68,7 +68,9 @@ pub(super) fn inherit(config: &Config, predecessor: &mut Predecessor) -> Result<
     }
     let configured = SocketAddr::new(config.udp.host, config.udp.port);
     if configured != udp {
-        return open_port(config, listeners);
+        let mut opened = open_port(config, listeners)?;
+        opened.upgrades = opened.upgrades.with_predecessors(predecessors).with_earlier_port(audio);
+        return Ok(opened);
     }
     let first = steering.share(0).place;
     let is_own = |place: &u32| (first..first + steering.workers).contains(place);

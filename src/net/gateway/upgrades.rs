@@ -30,10 +30,10 @@ pub(crate) enum UpgradeStep {
     Start(Box<Program>),
     /// To each worker: return the sockets.
     Share(Sender<io::Result<WorkerShare>>),
-    /// To each worker: accept no more connections. The leader tells the service manager who its main process is then.
-    Pause { successor: u32, done: Sender<()> },
-    /// To the leader: the other process serves now.
-    Done { successor: u32 },
+    /// To each worker: accept no more connections.
+    Pause(Sender<()>),
+    /// To the leader: the other process serves as soon as this one has told the service manager and answered.
+    Done { successor: u32, told: Sender<()> },
     /// From the leader to the other workers: let the devices without a call go.
     Retire,
     /// To the leader: why it failed.
@@ -60,6 +60,8 @@ pub(crate) struct Upgrades {
     port: Option<SharedPort>,
     /// The earlier processes that have calls: their generation, and a channel that ends with them.
     pub(super) predecessors: Vec<(u32, Channel)>,
+    /// The sockets of the UDP port that the earlier processes had, when this one has another port: open until those have ended.
+    earlier_port: Vec<Socket>,
     /// The devices that have a call with one of them.
     pub(super) calls_elsewhere: Arc<CallsElsewhere>,
     /// The channel that ends with this process: this end, and the one that its successors get.
@@ -95,6 +97,11 @@ impl Upgrades {
         Self { predecessors: predecessors.collect(), ..self }
     }
 
+    /// Keeps the sockets of another UDP port, which the earlier processes use.
+    pub(crate) fn with_earlier_port(self, sockets: Vec<Socket>) -> Self {
+        Self { earlier_port: sockets, ..self }
+    }
+
     /// Whether another process has replaced this one.
     pub(crate) fn is_replaced(&self) -> bool {
         self.is_replaced
@@ -126,6 +133,11 @@ impl Upgrades {
         leader: Handle,
         workers: Vec<Handle>,
     ) -> Result<Plan, String> {
+        if !self.earlier_port.is_empty() {
+            return Err(
+                "a process still has calls on the earlier UDP port; try again when it has ended".to_owned()
+            );
+        }
         self.complete_port(bound)?;
         let port = self.port.as_ref().ok_or("there is no UDP port")?;
         let free = (0..GENERATIONS).find(|generation| !port.steering.alive[*generation as usize]);
@@ -165,7 +177,11 @@ impl Plan {
         match self.hand_over() {
             Err(why) => self.leader.send(Command::Upgrade(UpgradeStep::Failed(why))),
             Ok(mut successor) => {
-                self.leader.send(Command::Upgrade(UpgradeStep::Done { successor: successor.pid() }));
+                let (told, all_told) = mpsc::channel();
+                self.leader.send(Command::Upgrade(UpgradeStep::Done { successor: successor.pid(), told }));
+                // systemd believes the successor only after this process has named it.
+                let _ = all_told.recv_timeout(STEP_TIMEOUT);
+                successor.release();
                 // Its descriptors are the successor's alone now.
                 drop(self);
                 if let Ok(status) = successor.wait()
@@ -184,8 +200,7 @@ impl Plan {
         let mut successor = self.start(&shares)?;
         drop(shares);
         successor.wait_until_ready()?;
-        let pid = successor.pid();
-        self.ask_workers(|done| UpgradeStep::Pause { successor: pid, done })?;
+        self.ask_workers(UpgradeStep::Pause)?;
         successor.let_serve()?;
         Ok(successor)
     }
@@ -236,14 +251,16 @@ impl Gateway {
                 }
             }
             UpgradeStep::Share(reply) => drop(reply.send(self.share_sockets())),
-            UpgradeStep::Pause { successor, done } => {
+            UpgradeStep::Pause(done) => {
                 self.pause_accepting();
-                // Its answers are for the successor from now on.
+                // Their answers are for the successor from now on.
                 self.ignore_predecessors();
-                self.sd_notify.set_main_process(successor);
                 let _ = done.send(());
             }
-            UpgradeStep::Done { successor } => self.on_replaced(successor),
+            UpgradeStep::Done { successor, told } => {
+                self.on_replaced(successor);
+                let _ = told.send(());
+            }
             UpgradeStep::Retire => self.retire(),
             UpgradeStep::Failed(why) => self.on_upgrade_failed(&why),
             UpgradeStep::Resume => self.resume_after_upgrade(),
@@ -290,9 +307,6 @@ impl Gateway {
     fn on_upgrade_failed(&mut self, why: &str) {
         error!("the upgrade failed, this process goes on: {why}");
         self.upgrades.in_progress = false;
-        if self.upgrades.paused {
-            self.sd_notify.set_main_process(std::process::id());
-        }
         self.resume_after_upgrade();
         self.workers.broadcast(|| Command::Upgrade(UpgradeStep::Resume));
     }
@@ -326,11 +340,10 @@ impl Gateway {
     fn on_replaced(&mut self, successor: u32) {
         self.upgrades.in_progress = false;
         info!("upgraded: process {successor} serves now; {} calls to finish here", self.all_calls());
-        // The service manager watches the other process.
+        // Only the process that it watches now may name another one.
+        self.sd_notify.set_main_process(successor);
         self.sd_notify = super::sd_notify::SdNotify::default();
-        if let Some(port) = &mut self.upgrades.port {
-            port.others.clear();
-        }
+        // All sockets of the UDP port stay open, since the system numbers them anew when one closes.
         self.forget_predecessors();
         self.await_returning_devices();
         self.admin.retire();
@@ -345,11 +358,15 @@ impl Gateway {
 
     /// A predecessor has ended: what has the ssrcs of its calls comes here now.
     pub(super) fn on_predecessor_ended(&mut self, generation: u32) {
-        if let Some(port) = &mut self.upgrades.port {
+        if !self.upgrades.earlier_port.is_empty() {
+            if self.upgrades.predecessors.is_empty() {
+                self.upgrades.earlier_port.clear();
+            }
+        } else if let Some(port) = &mut self.upgrades.port {
             port.steering.alive[generation as usize] = false;
-        }
-        if let Err(error) = self.steer() {
-            error!("datagrams of calls that have ended are not received: {error}");
+            if let Err(error) = self.steer() {
+                error!("datagrams of calls that have ended are not received: {error}");
+            }
         }
         info!("upgrade: a process that was replaced has finished its calls");
     }

@@ -163,7 +163,7 @@ impl Channel {
             }
         }
         if received.bytes == 0 && descriptors.is_empty() {
-            return Err(ErrorKind::UnexpectedEof.into());
+            return Err(io::Error::new(ErrorKind::UnexpectedEof, "it has ended"));
         }
         if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
             return Err(io::Error::new(ErrorKind::InvalidData, "a message was longer than allowed"));

@@ -6,9 +6,11 @@
 //!   starts the program ---------------->     its stdin is one end of a socket pair
 //!   Offer, then the sockets ----------->     reads the configuration, takes the sockets that fit it
 //!                         <-------------     Ready
-//!   stops accepting; tells systemd
-//!   Go -------------------------------->     steers datagrams without a call to itself
+//!   stops accepting
+//!   Go -------------------------------->     steers datagrams without a call to itself, writes the pid file
 //!                         <-------------     Serving
+//!   tells systemd who serves
+//!   Go -------------------------------->     tells systemd that it is ready
 //!   drains: calls go on until they end       accepts connections
 //! ```
 //!

@@ -63,20 +63,21 @@ impl Predecessor {
     /// Tells the other process that this one could start, and waits until it accepts no connections any more.
     ///
     /// # Errors
-    /// The other process does not answer. When it has ended, this one goes on.
+    /// The other process does not answer, or has ended: it was stopped.
     pub fn wait_to_serve(&self) -> io::Result<()> {
         self.send(&Message::Ready);
         match self.channel.receive(Some(TIMEOUT)) {
             Ok((Message::Go, _)) => Ok(()),
-            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+            Ok(_) => Err(invalid("it answers with what this version does not know")),
             Err(error) => Err(error),
         }
     }
 
-    /// Tells the other process that this one serves now.
+    /// Tells the other process that nothing can fail here any more, and waits until it has told the service manager so.
     pub fn report_serving(&self) {
         self.send(&Message::Serving);
+        // If it has ended meanwhile, there is nothing to wait for.
+        let _ = self.channel.receive(Some(TIMEOUT));
     }
 
     /// Tells the other process why this one cannot start.

@@ -61,14 +61,19 @@ impl Successor {
         self.expect(|message| matches!(message, Message::Ready), "ready")
     }
 
-    /// Lets it serve, and waits until it does.
+    /// Lets it take the datagrams without a call, and waits until nothing can fail any more.
     ///
     /// # Errors
-    /// Why it does not, which has ended it.
+    /// Why it does not serve, which has ended it.
     pub(crate) fn let_serve(&mut self) -> Result<(), String> {
         // If it has ended, the next step says so.
         let _ = self.channel.send(&Message::Go, &[]);
         self.expect(|message| matches!(message, Message::Serving), "serving")
+    }
+
+    /// Lets it tell the service manager that it is ready, and serve.
+    pub(crate) fn release(&self) {
+        let _ = self.channel.send(&Message::Go, &[]);
     }
 
     fn expect(&mut self, is_expected: impl Fn(&Message) -> bool, state: &str) -> Result<(), String> {
