@@ -418,6 +418,54 @@ fn recent_errors_are_available_over_the_api_too() {
 }
 
 #[test]
+fn chat_servers_are_listed_with_what_their_calls_have_shown() {
+    let (_held, closed, down) = without_chat_server();
+    let server = |answer: &Value| answer["servers"][0].clone();
+    let untried = server(&down.request("GET", "/api/servers", None).1);
+    assert_eq!((&untried["state"], &untried["seenSeconds"]), (&json!("unknown"), &Value::Null));
+    let _ = down.device(&mac(1)).call();
+    let failing = server(&down.poll_until("/api/servers", |answer| server(answer)["state"] == "failing"));
+    assert_eq!((&failing["route"], &failing["stage"]), (&json!("production"), &json!("connect")));
+    assert_eq!(failing["url"], format!("ws://{closed}/"));
+    assert!(failing["failures"].as_u64() >= Some(1) && failing["reason"].is_string(), "{failing}");
+
+    // Two workers add up what they know.
+    let up = fixture(|config| config.workers = 2);
+    let mut devices: Vec<_> = (0..4).map(|n| up.device(&mac(n))).collect();
+    let _calls: Vec<_> = devices.iter_mut().map(|device| device.call().unwrap()).collect();
+    let well = server(&up.request("GET", "/api/servers", None).1);
+    assert_eq!((&well["state"], &well["calls"], &well["answered"]), (&json!("well"), &json!(4), &json!(4)));
+    let sessions = up.request("GET", "/api/sessions", None).1;
+    assert_eq!(sessions["sessions"][0]["route"], "production");
+}
+
+#[test]
+fn a_new_device_logs_in_with_what_the_api_says() {
+    let fixture = fixture(|config| {
+        config.ota.enabled = true;
+        (config.ota.host, config.ota.port) = ([127, 0, 0, 1].into(), 0);
+        config.ota.endpoint = Some("gateway.example:1883".parse().unwrap());
+    });
+    let (status, setup) = fixture.request("POST", "/api/credentials", Some(r#"{"mac":"AA-BB-CC-DD-EE-01"}"#));
+    assert_eq!((status, &setup["mac"]), (200, &json!("aa:bb:cc:dd:ee:01")));
+    let port = fixture.gateway.addresses().ota.unwrap().port();
+    assert_eq!(setup["otaUrl"], format!("http://gateway.example:{port}/xiaozhi/ota/"));
+    assert_eq!((&setup["otaObstacle"], setup["otaQr"].is_array()), (&Value::Null, true));
+    assert_eq!(setup["mqtt"]["endpoint"], "gateway.example:1883");
+    let text = |key: &str| setup["mqtt"][key].as_str().unwrap().to_owned();
+    let mut login = Login::new("aa:bb:cc:dd:ee:01".parse().unwrap(), None);
+    login.client_id = text("client_id");
+    (login.user_name, login.password) = (Some(text("username")), Some(text("password")));
+    SimulatedDevice::connect(fixture.gateway.addresses().mqtt, &login, TIMEOUT).unwrap();
+    for body in ["{}", r#"{"mac":"x"}"#, r#"{"mac":7}"#] {
+        let (status, error) = fixture.request("POST", "/api/credentials", Some(body));
+        assert_eq!((status, &error["code"]), (400, &json!("bad_parameter")), "{body}");
+    }
+    let (status, _) = fixture.request_with_token("POST", "/api/credentials", Some("{}"), None);
+    assert_eq!(status, 401);
+}
+
+#[test]
 fn errors_are_shown_in_words_with_advice() {
     let Some(mut browser) = Browser::start() else { return };
     let (_held, closed, fixture) = without_chat_server();

@@ -9,6 +9,7 @@ use super::dto::{DeviceStatus, SessionPage};
 use super::messages::MessageCounts;
 use super::prometheus::{CONTENT_TYPE, MetricFamilies};
 use super::response::Response;
+use super::servers::ServerList;
 
 /// One worker's answer. What several workers have to answer together stays typed until all of it is there.
 pub enum Answer {
@@ -36,6 +37,8 @@ pub enum Answer {
     },
     /// `POST /api/messages`.
     Messages(MessageCounts),
+    /// `GET /api/servers`.
+    Servers(ServerList),
 }
 
 impl Answer {
@@ -47,6 +50,7 @@ impl Answer {
             Self::Sessions { page, .. } => json_response(&page),
             Self::DevicesStatus(all) => json_response(&all),
             Self::Messages(counts) => json_response(&counts.to_json()),
+            Self::Servers(list) => json_response(&list),
             Self::Disconnected { count, not_connected } => {
                 json_response(&json!({ "disconnected": count, "notConnected": not_connected }))
             }
@@ -81,6 +85,7 @@ impl Answer {
                     not_connected.retain(|name| elsewhere.contains(name));
                 }
                 (Self::Messages(all), Self::Messages(more)) => all.add(&more),
+                (Self::Servers(all), Self::Servers(more)) => all.add(more),
                 (_, other) => merged = other,
             }
         }

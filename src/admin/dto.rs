@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::params::{BadParameter, Members};
 use super::response::Response;
-use crate::config::{Changes, ChatServerConfig, KeyFingerprint};
+use crate::config::{Changes, ChatServerConfig, Config, KeyFingerprint};
 use crate::proto::identity::Mac;
 use crate::session::{
     AcceptOutcome, CallReport, CallSlice, CallStats, CallView, CommandError, Core, RequestOutcome,
@@ -33,6 +33,8 @@ pub struct SessionDto<'a> {
     online_seconds: f64,
     /// The signature key that it logged in with.
     signature_key: &'static str,
+    /// The list or route that its chat servers come from.
+    route: &'a str,
     /// The worker that serves it, counted from 0.
     worker: usize,
     call: Option<CallDto<'a>>,
@@ -57,12 +59,13 @@ struct CallDto<'a> {
 }
 
 /// A connected device and its call, which this worker serves; `None` for any other session.
-pub fn session_dto(
-    core: &Core,
+pub fn session_dto<'a>(
+    core: &'a Core,
     worker: usize,
+    config: &'a Config,
     current_key: Option<KeyFingerprint>,
     now: Instant,
-) -> Option<SessionDto<'_>> {
+) -> Option<SessionDto<'a>> {
     let client_id = core.client_id().filter(|_| core.is_present())?;
     let since = |at: Instant| seconds(now.saturating_duration_since(at));
     Some(SessionDto {
@@ -72,6 +75,7 @@ pub fn session_dto(
         connected: core.is_online(),
         online_seconds: core.online_since().map_or(0.0, since),
         signature_key: core.login_key(current_key).label(),
+        route: config.route_name(client_id),
         worker,
         call: core.call().zip(core.call_report(now)).map(|(call, report)| call_dto(&call, report, now)),
     })

@@ -50,6 +50,10 @@ pub enum Endpoint {
     Session,
     /// Ends a device's call, or its connection too.
     EndSession,
+    /// Lists chat servers and what is known about them.
+    Servers,
+    /// Says what a new device needs.
+    Credentials,
     /// Reads the configuration file again.
     Reload,
     /// Begins a drain.
@@ -83,14 +87,14 @@ impl Endpoint {
                 Scope::DeviceWorker
             }
             Self::Notify | Self::Session | Self::EndSession => Scope::DeviceWorker,
-            Self::Metrics | Self::DevicesStatus | Self::Disconnect | Self::Messages | Self::Sessions => {
-                Scope::AllWorkers
-            }
+            Self::Metrics | Self::DevicesStatus | Self::Disconnect | Self::Messages => Scope::AllWorkers,
+            Self::Sessions | Self::Servers => Scope::AllWorkers,
             Self::Health | Self::Ready | Self::OpenApi | Self::Dashboard | Self::NotifyState => {
                 Scope::AnyWorker
             }
             Self::Calls
             | Self::Call
+            | Self::Credentials
             | Self::Reload
             | Self::Drain
             | Self::Config
@@ -138,7 +142,7 @@ pub struct Route {
 pub const MAX_DRAIN_SECONDS: u64 = 7 * 24 * 3600;
 
 /// Every call.
-pub static ROUTES: [Route; 26] = {
+pub static ROUTES: [Route; 28] = {
     use Access::{Metrics, Public, Token};
     [
         route(Method::GET, "/", Public, Endpoint::Dashboard),
@@ -162,6 +166,8 @@ pub static ROUTES: [Route; 26] = {
         route(Method::DELETE, "/api/sessions/{clientId}", Token, Endpoint::EndSession),
         route(Method::GET, "/api/calls", Token, Endpoint::Calls),
         route(Method::GET, "/api/calls/{id}", Token, Endpoint::Call),
+        route(Method::GET, "/api/servers", Token, Endpoint::Servers),
+        route(Method::POST, "/api/credentials", Token, Endpoint::Credentials),
         route(Method::POST, "/api/reload", Token, Endpoint::Reload),
         route(Method::POST, "/api/drain", Token, Endpoint::Drain),
         route(Method::GET, "/api/config", Token, Endpoint::Config),

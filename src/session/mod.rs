@@ -66,7 +66,7 @@ pub use relay::{FarEnd, Place, RelayBatch, RelayBody, RelayId, RelayMessage, Rel
 pub use request_ids::RequestIds;
 pub use restart::RestartRecovery;
 pub use server_cause::{HttpAnswer, ServerCause};
-pub use server_health::{ServerHealth, WireFraming};
+pub use server_health::{ServerHealth, ServerState, ServerStatus, WireFraming};
 pub use tool_lists::ToolLists;
 pub use verdict::Verdict;
 

@@ -4,7 +4,11 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use super::LogEvent;
+use super::action::BackendStage;
+use super::labels::labelled_enum;
 use crate::config::{ChatServerConfig, Framing, ServerOrder};
 
 /// For how long after a failure new calls try other servers first.
@@ -26,11 +30,66 @@ pub struct ServerHealth {
 struct ServerRecord {
     failing_since: Option<Instant>,
     last_failure: Option<Instant>,
+    /// The last failure or answer.
+    seen: Option<Instant>,
+    failures: u64,
+    answered: u64,
+    /// How far the server was when it failed last, and what was seen.
+    failed_at: Option<(BackendStage, Box<str>)>,
     /// The present failure was logged.
     failure_logged: bool,
     /// The start of the log window, and the failures that were logged in it.
     log_window: Option<(Instant, u8)>,
     framing: Option<WireFraming>,
+}
+
+labelled_enum! {
+    /// What is known about a chat server.
+    pub enum ServerState {
+        /// No call has dialled it yet.
+        Unknown => "unknown",
+        /// It answered the last hello.
+        Well => "well",
+        /// It has failed since it answered last.
+        Failing => "failing",
+        /// Its `health_url` says that it is not well, or does not answer.
+        Unwell => "unwell",
+    }
+}
+
+/// What is known about a chat server, for operators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerStatus {
+    /// Its state.
+    pub state: ServerState,
+    /// Seconds since it answered or failed; none if no call has dialled it.
+    pub seen_seconds: Option<u64>,
+    /// Seconds since the first failure that no answer followed.
+    pub failing_seconds: Option<u64>,
+    /// How far it was at its last failure.
+    pub stage: Option<BackendStage>,
+    /// What was seen then, for a person to read.
+    pub reason: Option<Box<str>>,
+    /// Hellos that it has answered since the start.
+    pub answered: u64,
+    /// How often it has failed since the start.
+    pub failures: u64,
+}
+
+impl ServerStatus {
+    /// Adds what another worker knows: whoever saw it last knows its state, and counts add up.
+    pub fn add(&mut self, more: Self) {
+        let (answered, failures) = (self.answered + more.answered, self.failures + more.failures);
+        let is_unwell = [self.state, more.state].contains(&ServerState::Unwell);
+        if more.seen_seconds.is_some_and(|seen| self.seen_seconds.is_none_or(|own| seen < own)) {
+            *self = more;
+        }
+        (self.answered, self.failures) = (answered, failures);
+        if is_unwell {
+            self.state = ServerState::Unwell;
+        }
+    }
 }
 
 /// How a server frames its audio.
@@ -92,10 +151,41 @@ impl ServerHealth {
         well.or_else(|| others.next()).or_else(|| following.clone().next()).cloned()
     }
 
-    /// Records a failure. Returns a log event if the server worked before.
-    pub fn on_failure(&mut self, server: &ChatServerConfig, why: &str, now: Instant) -> Option<LogEvent> {
+    /// What is known about a server.
+    pub fn status(&self, server: &ChatServerConfig, now: Instant) -> ServerStatus {
+        let unknown = ServerRecord::default();
+        let record = self.records.get(&server.url).unwrap_or(&unknown);
+        let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at).as_secs());
+        let (stage, reason) = record.failed_at.clone().unzip();
+        ServerStatus {
+            state: match (record.failing_since, record.seen) {
+                (Some(_), _) => ServerState::Failing,
+                _ if self.unwell.contains(&server.url) => ServerState::Unwell,
+                (None, Some(_)) => ServerState::Well,
+                (None, None) => ServerState::Unknown,
+            },
+            seen_seconds: since(record.seen),
+            failing_seconds: since(record.failing_since),
+            stage,
+            reason,
+            answered: record.answered,
+            failures: record.failures,
+        }
+    }
+
+    /// Records a failure: how far the server was, and what was seen. Returns a log event if the server worked before.
+    pub fn on_failure(
+        &mut self,
+        server: &ChatServerConfig,
+        stage: BackendStage,
+        why: &str,
+        now: Instant,
+    ) -> Option<LogEvent> {
         let record = self.records.entry(server.url.clone()).or_default();
         record.last_failure = Some(now);
+        record.seen = Some(now);
+        record.failures += 1;
+        record.failed_at = Some((stage, why.into()));
         record.failing_since.get_or_insert(now);
         if record.failure_logged || !record.should_log(now) {
             return None;
@@ -106,8 +196,13 @@ impl ServerHealth {
 
     /// Records that a server answered a hello. Returns a log event if its failure was logged.
     pub fn on_success(&mut self, server: &ChatServerConfig, now: Instant) -> Option<LogEvent> {
+        if !self.records.contains_key(&server.url) {
+            self.records.insert(server.url.clone(), ServerRecord::default());
+        }
         let record = self.records.get_mut(&server.url)?;
         record.last_failure = None;
+        record.seen = Some(now);
+        record.answered += 1;
         let since = record.failing_since.take()?;
         let was_logged = std::mem::take(&mut record.failure_logged);
         was_logged.then(|| LogEvent::ServerRecovered {
@@ -167,7 +262,9 @@ mod tests {
             servers.next_start = 0;
             servers.dial_order(&list, ServerOrder::Spread, now)[0].url.clone()
         };
-        let failed = |servers: &mut ServerHealth| drop(servers.on_failure(&list[0], "reset", now));
+        let failed = |servers: &mut ServerHealth| {
+            drop(servers.on_failure(&list[0], BackendStage::Connect, "reset", now))
+        };
         assert_eq!(first(&|_| {}), list[0].url);
         assert_eq!(first(&failed), list[1].url);
         assert_eq!(first(&|servers| drop(servers.on_success(&list[0], now))), list[0].url);
@@ -185,7 +282,7 @@ mod tests {
             for first in expected {
                 assert_eq!(servers.dial_order(&list, order, now)[0].url, list[first].url, "{order:?}");
             }
-            servers.on_failure(&list[0], "reset", now);
+            servers.on_failure(&list[0], BackendStage::Connect, "reset", now);
             assert_eq!(servers.dial_order(&list, ServerOrder::First, now)[0].url, list[1].url);
         }
     }
@@ -197,15 +294,20 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut events = 0;
         for n in 0..1_000 {
-            events += usize::from(servers.on_failure(&server, "reset", at(n * 5)).is_some());
+            events +=
+                usize::from(servers.on_failure(&server, BackendStage::Connect, "reset", at(n * 5)).is_some());
             events += usize::from(servers.on_success(&server, at(n * 5)).is_some());
         }
         assert_eq!(events, 2 * usize::from(LOG_BURST));
         // From now on it only fails.
-        assert_eq!(servers.on_failure(&server, "refused", at(5_000)), None);
-        assert_eq!(servers.on_failure(&server, "refused", at(9_999)), None);
-        assert!(servers.on_failure(&server, "refused", at(10_000)).is_some());
-        assert_eq!(servers.on_failure(&server, "refused", at(30_000)), None, "once is enough");
+        assert_eq!(servers.on_failure(&server, BackendStage::Connect, "refused", at(5_000)), None);
+        assert_eq!(servers.on_failure(&server, BackendStage::Connect, "refused", at(9_999)), None);
+        assert!(servers.on_failure(&server, BackendStage::Connect, "refused", at(10_000)).is_some());
+        assert_eq!(
+            servers.on_failure(&server, BackendStage::Connect, "refused", at(30_000)),
+            None,
+            "once is enough"
+        );
         let after = Duration::from_secs(35);
         let recovered = LogEvent::ServerRecovered { url: server.to_string(), after };
         assert_eq!(servers.on_success(&server, at(40_000)), Some(recovered));
@@ -221,5 +323,27 @@ mod tests {
         assert_eq!(count(LOG_BURST_WINDOW), usize::from(LOG_BURST));
         assert_eq!(count(2 * LOG_BURST_WINDOW - Duration::from_millis(1)), 0);
         assert_eq!(count(2 * LOG_BURST_WINDOW), usize::from(LOG_BURST));
+    }
+
+    #[test]
+    fn operators_see_what_calls_have_shown() {
+        let (mut servers, start) = (ServerHealth::default(), Instant::now());
+        let server: ChatServerConfig = "ws://a/".parse().unwrap();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let brief = |servers: &ServerHealth, seconds| {
+            let status = servers.status(&server, at(seconds));
+            (status.state, status.seen_seconds, status.failing_seconds, status.stage)
+        };
+        assert_eq!(brief(&servers, 0), (ServerState::Unknown, None, None, None));
+        servers.on_failure(&server, BackendStage::Connect, "refused", at(1));
+        servers.on_failure(&server, BackendStage::Tls, "expired", at(3));
+        let failing = (ServerState::Failing, Some(1), Some(3), Some(BackendStage::Tls));
+        assert_eq!(brief(&servers, 4), failing);
+        assert_eq!(servers.status(&server, at(4)).reason.as_deref(), Some("expired"));
+        servers.on_success(&server, at(5));
+        assert_eq!(brief(&servers, 9), (ServerState::Well, Some(4), None, Some(BackendStage::Tls)));
+        servers.set_unwell([server.url.clone()].into());
+        let status = servers.status(&server, at(9));
+        assert_eq!((status.state, status.answered, status.failures), (ServerState::Unwell, 1, 2));
     }
 }

@@ -63,7 +63,9 @@ impl Gateway {
             Endpoint::Call => self.handle_show_call(client_id),
             Endpoint::Session => self.handle_show_session(client_id),
             Endpoint::EndSession => self.handle_end_session(client_id, query),
-            Endpoint::Reload => self.handle_reload(),
+            Endpoint::Servers => return Some(self.handle_servers()),
+            Endpoint::Credentials => self.handle_credentials(body),
+            Endpoint::Reload => self.handle_reload(query),
             // Is no request with one answer: see `start_event_stream`.
             Endpoint::Events => return None,
             Endpoint::Drain => self.handle_drain(query),
@@ -245,9 +247,10 @@ impl Gateway {
             next: None,
             sessions: Vec::new(),
         };
-        let (worker, current_key) = (self.workers.index(), self.io.config.mqtt.key_fingerprint());
+        let (worker, config) = (self.workers.index(), &self.io.config);
+        let current_key = config.mqtt.key_fingerprint();
         for (slot, session) in self.sessions.starting_at(first_slot) {
-            let Some(view) = dto::session_dto(&session.core, worker, current_key, self.io.now) else {
+            let Some(view) = dto::session_dto(&session.core, worker, config, current_key, self.io.now) else {
                 continue;
             };
             if page.sessions.len() == limit {
@@ -263,8 +266,9 @@ impl Gateway {
         let session = self.find_device(client_id).and_then(|id| self.sessions.get(id));
         session
             .and_then(|session| {
-                let current_key = self.io.config.mqtt.key_fingerprint();
-                dto::session_dto(&session.core, self.workers.index(), current_key, self.io.now)
+                let config = &self.io.config;
+                let current_key = config.mqtt.key_fingerprint();
+                dto::session_dto(&session.core, self.workers.index(), config, current_key, self.io.now)
             })
             .map_or_else(not_connected, |view| json_response(&view))
     }
@@ -373,8 +377,13 @@ impl Gateway {
         json_response(&self.drain_status())
     }
 
-    fn handle_reload(&mut self) -> Response {
-        match self.reload_file() {
+    fn handle_reload(&mut self, query: &str) -> Response {
+        let outcome = match query_flag(query, "preview") {
+            Ok(true) => self.preview_reload(),
+            Ok(false) => self.reload_file(),
+            Err(bad) => return bad_parameter(&bad),
+        };
+        match outcome {
             Ok(changes) => Response::json(200, dto::reload_body(&changes)),
             Err(ReloadError::NoSource) => Response::error(
                 409,

@@ -172,6 +172,14 @@ impl Gateway {
         outcome
     }
 
+    /// What a reload of the file would change.
+    pub(super) fn preview_reload(&self) -> Result<Changes, ReloadError> {
+        let source = self.lifecycle.source.as_ref().ok_or(ReloadError::NoSource)?;
+        let config = source.load().map_err(|error| ReloadError::Refused(error.to_string()))?;
+        config::check_reload(&self.io.config, &config)
+            .map_err(|error| ReloadError::Refused(error.to_string()))
+    }
+
     pub(super) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
         let changes = match config::check_reload(&self.io.config, &new) {
             Ok(changes) => changes,

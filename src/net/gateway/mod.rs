@@ -8,6 +8,7 @@ pub(crate) mod audio_events;
 pub(crate) mod backend_events;
 pub(crate) mod broadcast;
 pub(crate) mod call_log;
+pub(crate) mod dashboard_requests;
 pub(crate) mod device_calls;
 pub(crate) mod device_close;
 pub(crate) mod device_events;

@@ -213,7 +213,7 @@ impl Gateway {
     }
 
     /// What the device with this MAC, which asked this `Host` over a connection to this local address, is told.
-    fn mqtt_section(&self, mac: Mac, asked: Option<&str>, local: IpAddr) -> Option<MqttSection> {
+    pub(super) fn mqtt_section(&self, mac: Mac, asked: Option<&str>, local: IpAddr) -> Option<MqttSection> {
         let config = &self.io.config;
         let (host, port) =
             config.ota_endpoint(asked, local).or_else(|| Some((local_address()?.to_string(), None)))?;

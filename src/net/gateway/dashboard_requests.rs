@@ -1,0 +1,62 @@
+//! Management requests that the dashboard needs: chat servers, a new device, and what a reload would change.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use log::info;
+
+use crate::admin::answer::{Answer, json_response};
+use crate::admin::device_setup::{DeviceSetup, OtaObstacle, parse_mac};
+use crate::admin::params::Members;
+use crate::admin::response::Response;
+use crate::admin::servers::{ServerDto, ServerList};
+use crate::config::ChatServerConfig;
+use crate::net::gateway::Gateway;
+use crate::net::gateway::admin_handlers::{bad_json, bad_parameter};
+
+/// The path under which a device asks for its settings.
+const OTA_PATH: &str = "/xiaozhi/ota/";
+
+impl Gateway {
+    pub(super) fn handle_servers(&self) -> Answer {
+        let config = &self.io.config;
+        let mut calls: HashMap<(&str, &str), usize> = HashMap::new();
+        for session in self.sessions.iter() {
+            let server = session.core.call().and_then(|call| call.server);
+            if let Some((server, client_id)) = server.zip(session.core.client_id()) {
+                *calls.entry((config.route_name(client_id), &server.url)).or_default() += 1;
+            }
+        }
+        let describe = |(route, server): (&str, &Arc<ChatServerConfig>)| ServerDto {
+            route: route.into(),
+            url: server.to_string().into(),
+            calls: calls.get(&(route, server.url.as_str())).copied().unwrap_or_default(),
+            status: self.servers.status(server, self.io.now),
+        };
+        Answer::Servers(ServerList { servers: config.servers().map(describe).collect() })
+    }
+
+    /// Tells an operator what a new device needs.
+    pub(super) fn handle_credentials(&self, body: &str) -> Response {
+        let Ok(members) = Members::of_body(body) else { return bad_json() };
+        let mac = match parse_mac(&members) {
+            Ok(mac) => mac,
+            Err(bad) => return bad_parameter(&bad),
+        };
+        // The operator's own connection to the API says nothing about the network of the device.
+        let Some(mqtt) = self.mqtt_section(mac, None, IpAddr::V6(Ipv6Addr::UNSPECIFIED)) else {
+            let why = "There is no IPv4 address to tell the device: set ota.endpoint.";
+            return Response::error(500, "no_address", why);
+        };
+        info!("an operator is told the credentials of {mac}");
+        let host = mqtt.endpoint.split(':').next().unwrap_or_default();
+        let ota_url = self.addresses.ota.map(|ota| format!("http://{host}:{}{OTA_PATH}", ota.port()));
+        let obstacle = match (&ota_url, self.io.config.ota.mac_denial(mac)) {
+            (None, _) => Some(OtaObstacle::Off),
+            (Some(_), Some(_)) => Some(OtaObstacle::Mac),
+            (Some(_), None) => None,
+        };
+        json_response(&DeviceSetup::new(mac, mqtt, ota_url, obstacle))
+    }
+}
