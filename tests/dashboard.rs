@@ -21,7 +21,7 @@ use data_encoding::BASE64;
 use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use serde_json::{Value, json};
 use support::TIMEOUT;
-use support::admin::{Fixture, TOKEN, fixture, mac};
+use support::admin::{Fixture, KEY, TOKEN, fixture, mac};
 use support::http::RawClient;
 use tungstenite::{Message, WebSocket};
 
@@ -204,7 +204,7 @@ impl Browser {
         self.until("!$('ask').hidden");
         self.fill("token", TOKEN);
         self.click("#login button");
-        self.until("state === 'live' && totals.series !== undefined");
+        self.until("state === 'live' && totals.devices !== undefined");
     }
 
     fn set_viewport(&mut self, width: u32, height: u32) {
@@ -273,7 +273,7 @@ fn an_operator_views_and_controls_devices() {
     browser.fill("token", "wrong");
     browser.click("#login button");
     browser.until("$('refused').textContent.includes('Wrong or expired token')");
-    assert_eq!(browser.value("$('cols').hidden && $('desk').hidden"), true);
+    assert_eq!(browser.value("$('desk').hidden"), true);
     browser.log_in();
     browser.open(&fixture);
     browser.until("state === 'live'");
@@ -288,9 +288,17 @@ fn an_operator_views_and_controls_devices() {
     assert!(browser.text(&tile("memory")).ends_with("MB") || cfg!(not(target_os = "linux")));
     assert!(browser.text(&tile("turn")).ends_with('s'));
 
-    // The table: calls first, search, sorting, and only visible rows exist.
+    // The table: sick calls first, then the others; search, filters, sorting; and only visible rows exist.
     browser.until(&format!("devices.size === {}", devices + 1));
-    assert_eq!(browser.text("$('space').children[0].children[1].textContent"), "in a call");
+    browser.until("listed[0].ailment === 'lossy_uplink' && listed.filter((d) => d.ailment).length === 7");
+    browser.until("$('space').children[0].children[1].textContent === 'Packets lost'");
+    assert_eq!(browser.value("listed.slice(0, 20).every((d) => d.session.call)"), true);
+    browser.until(
+        "$('health').classList.contains('warn') && $('findings').textContent.includes('in 7 of 20 calls')",
+    );
+    browser.click("#findings button");
+    browser.until("listed.length === 7 && $('filter').value === 'lossy_uplink'");
+    browser.fill("filter", "all");
     assert!(browser.value("$('space').children.length").as_u64().unwrap() < 40);
     browser.fill("search", "00:00:1 127.0");
     assert_eq!(browser.value("listed.length"), 16);
@@ -304,8 +312,8 @@ fn an_operator_views_and_controls_devices() {
 
     // One call, with its charts.
     browser.click("#space .row");
-    browser.until("history.filter((point) => point.upRate > 5).length >= 2");
-    for name in ["Duration", "Chat server", "Jitter", "Redials", "Lost"] {
+    browser.until("course.filter((point) => point.upRate > 5).length >= 2");
+    for name in ["Duration", "Chat server", "Redials", "Lost"] {
         browser.until(&format!(
             "[...$('facts').querySelectorAll('dt')].some((e) => e.textContent === '{name}')"
         ));
@@ -333,18 +341,22 @@ fn an_operator_views_and_controls_devices() {
     // Ending a call asks for confirmation, and does not end another one.
     browser.click("#space .row");
     let victim = browser.text("picked");
-    browser.click("#hang");
-    assert_eq!(browser.text("$('hang').textContent"), "Really?");
+    browser.click("#act-hang");
+    assert_eq!(browser.value("$('dialog').open"), true);
     assert_eq!(fixture.request("GET", "/api/sessions", None).1["calls"], 20);
-    browser.click("#hang");
-    browser.until("$('said').textContent === 'Hung up.'");
+    browser.click("#cancel");
+    browser.click("#act-hang");
+    browser.click("#confirm");
+    browser.until("$('outcome').textContent === 'Hung up.'");
+    browser.click("#cancel");
     fixture.poll_until("/api/sessions", |answer| answer["calls"] == 19);
-    browser.until("$('hang').disabled && !$('cut').disabled");
-    browser.click("#cut");
-    browser.click("#cut");
-    browser.until("$('said').textContent === 'Disconnected.'");
+    browser.until("$('act-hang').disabled && !$('act-cut').disabled");
+    browser.click("#act-cut");
+    browser.click("#confirm");
+    browser.until("$('outcome').textContent === 'Disconnected.'");
+    browser.click("#cancel");
     fixture.poll_until("/api/sessions", |answer| answer["devices"] == devices);
-    browser.until(&format!("!devices.has({}) && $('cut').disabled", json!(victim)));
+    browser.until(&format!("!devices.has({}) && $('act-cut').disabled", json!(victim)));
 
     // A client id is inserted as text only.
     browser.fill("search", "onerror");
@@ -476,16 +488,36 @@ fn errors_are_shown_in_words_with_advice() {
     browser.until("$('errors').textContent.includes('No chat server for a call')");
     browser.until("$('errors').textContent.includes('check dials every one')");
     assert!(browser.text("$('errors').textContent").contains(&format!("{closed}")));
+    browser.until("$('health').classList.contains('bad')");
+    let banner = browser.text("$('health').innerText");
+    assert!(banner.contains("No chat server works") && banner.contains(&format!("{closed}")), "{banner}");
+    assert_eq!(browser.value("$('errors').children.length"), 2, "one entry for each kind");
+    browser.set_viewport(390, 844);
+    let fold = "[...$('errors').children].every((entry) => entry.getBoundingClientRect().bottom <= 844)";
+    assert_eq!(browser.value(fold), true, "above the fold on a phone");
+    browser.screenshot("errors-phone-english");
+    browser.set_viewport(1280, 900);
+    browser.click("#tabs [name=servers]");
+    browser.until("$('servers').textContent.includes('Fails')");
+    browser.screenshot("servers");
+    browser.click("#tabs [name=calls]");
     browser.until("$('ended').textContent.includes('Chat server failed')");
-    assert!(browser.text("$('ended').textContent").contains("no_server"));
+    assert!(browser.text("$('ended').textContent").contains("No chat server"));
     browser.value("$('verdict').value = 'good'; $('verdict').dispatchEvent(new Event('change'))");
     browser.until("$('ended').textContent === '' && !$('noCalls').hidden");
     browser.value("$('verdict').value = 'server_failed'; $('verdict').dispatchEvent(new Event('change'))");
     browser.until("$('ended').textContent.includes('Chat server failed')");
-    browser.screenshot("errors");
+    browser.screenshot("calls");
+    browser.click("#ended button");
+    browser.until("$('failures').textContent.includes('a chat server failed (connecting)')");
+    browser.screenshot("call");
     browser.click("#language");
-    browser.until("$('errors').textContent.includes('子命令 check')");
     browser.until("$('ended').textContent.includes('聊天服务器故障')");
+    browser.until("$('summary').textContent.startsWith('聊天服务器故障')");
+    browser.value("dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape' }))");
+    assert_eq!(browser.value("$('detail').hidden"), true);
+    browser.click("#tabs [name=now]");
+    browser.until("$('errors').textContent.includes('子命令 check')");
     assert_eq!(browser.text("$('verdict').value"), "server_failed", "the choice stays");
     browser.screenshot("errors-chinese");
     browser.set_viewport(390, 844);
@@ -503,7 +535,144 @@ fn errors_are_shown_in_words_with_advice() {
     browser.until("state === 'live'");
     drop(fixture);
     browser.until("state === 'lost' && $('status').textContent === '与网关的连接已断开'");
-    assert_eq!(browser.value("$('cols').hidden"), false, "what was known stays");
+    browser.until("$('verdictNow').textContent === '网关没有应答'");
+    assert_eq!(browser.value("$('desk').hidden"), false, "what was known stays");
+}
+
+/// The rules of axe-core, whose file `AXE` names (`.ci/page-picture` fetches it), about what is on the screen now.
+fn assert_accessible(browser: &mut Browser, what: &str) {
+    let Some(path) = env::var_os("AXE") else { return };
+    let axe = fs::read_to_string(path).unwrap();
+    browser.call("Runtime.evaluate", json!({ "expression": axe }));
+    let found = browser.value(
+        "axe.run(document).then((told) => told.violations.flatMap((rule) => rule.nodes.map((node) => rule.id + ': ' + node.html.slice(0, 200) + ' ' + node.failureSummary.slice(0, 300))))",
+    );
+    assert_eq!(found, json!([]), "{what}");
+}
+
+#[test]
+fn axe_finds_nothing_in_any_view() {
+    if env::var_os("AXE").is_none() {
+        eprintln!("skipped: AXE does not name the file axe.min.js of axe-core");
+        return;
+    }
+    let Some(mut browser) = Browser::start() else { return };
+    let (_held, _, fixture) = without_chat_server();
+    let mut device = fixture.device(&mac(1));
+    let _ = device.call();
+    let _idle: Vec<_> = (2..40).map(|n| fixture.device(&mac(n))).collect();
+    browser.open(&fixture);
+    browser.until("!$('ask').hidden");
+    assert_accessible(&mut browser, "token");
+    browser.log_in();
+    browser.until("$('errors').children.length === 2 && listed.length === 39");
+    for (width, dark, chinese) in
+        [(1280, false, false), (1280, true, true), (390, false, true), (390, true, false)]
+    {
+        browser.set_viewport(width, 844);
+        browser.set_dark_mode(dark);
+        browser.value(&format!("language = {}; speak(); show();", json!(if chinese { "zh" } else { "en" })));
+        for view in ["now", "calls", "servers", "events", "gateway"] {
+            browser.click(&format!("#tabs [name={view}]"));
+            match view {
+                "calls" => browser.until("ended.length === 1 && $('hours').children.length === 2"),
+                "events" => browser.until("$('events').children.length > 30"),
+                _ => {}
+            }
+            assert_accessible(
+                &mut browser,
+                &format!("{view}, {width} wide, dark: {dark}, Chinese: {chinese}"),
+            );
+            browser.screenshot(&format!("{view}-{width}{}", if dark { "-dark" } else { "" }));
+        }
+        browser.value("pick([...devices.keys()][0])");
+        browser.until("$('facts').children.length > 0");
+        assert_accessible(&mut browser, "a device");
+        browser.value("openCall(ended[0].id)");
+        browser.until("$('failures').children.length === 1");
+        assert_accessible(&mut browser, "a call");
+        browser.value("pick(null); askAddDevice()");
+        assert_accessible(&mut browser, "a dialog");
+        browser.click("#cancel");
+    }
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[test]
+fn an_operator_acts_and_sees_what_became_of_it() {
+    let Some(mut browser) = Browser::start() else { return };
+    let secret = "server-token-in-the-url";
+    let fixture = fixture(|config| {
+        config.ota.enabled = true;
+        (config.ota.host, config.ota.port) = ([127, 0, 0, 1].into(), 0);
+        let url = format!("{}?token={secret}", config.websocket.production[0].url);
+        config.websocket.production.push(Arc::new(url.parse().unwrap()));
+    });
+    let mut device = fixture.device(&mac(1));
+    let mut other = fixture.device(&mac(2));
+    let _call = device.call().unwrap();
+    let _other_call = other.call().unwrap();
+    browser.open(&fixture);
+    browser.log_in();
+    browser.until("devices.size === 2");
+    let id = format!("[...devices.keys()].find((id) => devices.get(id).session.mac === '{}')", mac(1));
+    browser.value(&format!("pick({id})"));
+
+    // A message, and words. The dialog has the focus, and Esc closes it without sending anything.
+    browser.click("#act-message");
+    browser.value("$('dialogBody').querySelector('[name=text]').value = 'Dinner is ready'");
+    browser.click("#confirm");
+    browser.until("$('outcome').textContent === 'Sent.'");
+    let alert = device.wait_for("alert", TIMEOUT).unwrap();
+    assert!(alert.contains("Dinner is ready"), "{alert}");
+    browser.click("#cancel");
+    browser.click("#act-notify");
+    browser.value("$('dialogBody').querySelector('[name=text]').value = 'At the door'");
+    browser.click("#confirm");
+    browser.until("$('outcome').textContent === 'Sent.'");
+    assert!(device.wait_for("alert", TIMEOUT).unwrap().contains("At the door"));
+    browser.click("#cancel");
+    browser.click("#act-message");
+    let esc =
+        |kind: &str| json!({ "type": kind, "key": "Escape", "code": "Escape", "windowsVirtualKeyCode": 27 });
+    browser.call("Input.dispatchKeyEvent", esc("keyDown"));
+    browser.until("!$('dialog').open && !$('detail').hidden");
+
+    // A file that is no sound, and what the API says about it.
+    browser.click("#act-notify");
+    browser.value("{ const bag = new DataTransfer(); bag.items.add(new File(['OggS no sound'], 'a.ogg')); $('dialogBody').querySelector('[type=file]').files = bag.files; }");
+    browser.click("#confirm");
+    browser.until("$('outcome').className === 'bad' && $('outcome').textContent.length > 20");
+    browser.click("#cancel");
+
+    // A device calls the other.
+    browser.click("#act-ring");
+    browser.click("#confirm");
+    browser.until("$('outcome').textContent === 'It rings.'");
+    browser.click("#cancel");
+
+    // A new device, the configuration, and a file for whoever helps, without any secret.
+    browser.value("pick(null); openTab('gateway'); askAddDevice(); $('dialogBody').querySelector('input').value = 'aa:bb:cc:dd:ee:99'");
+    browser.click("#confirm");
+    browser.until("$('outcome').querySelector('svg') && $('outcome').textContent.includes('/xiaozhi/ota/')");
+    browser.screenshot("add-device");
+    browser.click("#cancel");
+    browser.click("#reload");
+    browser.until("$('dialogBody').textContent === 'This gateway was started without a configuration file.'");
+    browser.click("#cancel");
+    browser.click("#showConfig");
+    browser.until("$('dialogBody').textContent.includes('production_servers')");
+    browser.click("#cancel");
+    let bundle = browser.text("diagnostics()");
+    for part in ["\"config\"", "\"sessions\"", "\"calls\"", "gateway_devices_online"] {
+        assert!(bundle.contains(part), "{part}");
+    }
+    for secret in [KEY, TOKEN, secret] {
+        assert!(!bundle.contains(secret), "{secret}");
+    }
+    browser.click("#bundle");
+    browser.until("$('bundled').textContent.includes('saved')");
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 }
 
 #[test]
@@ -515,13 +684,13 @@ fn ten_thousand_rows_stay_responsive() {
         const real = window.fetch;
         const call = (i) => ({ state: "live", sessionId: "s" + i, seconds: i, server: "ws://chat/" + i % 7, audioFrom: null, packetsUp: i * 9,
             bytesUp: 1, packetsDown: 1, bytesDown: 1, lost: i % 50, jitterMs: i % 9, reordered: 0, duplicates: 0, dropped: 0, redials: 0,
-            verdict: "good", lossPercent: 0, last10s: { packetsUp: 166, lost: i % 50 } });
+            verdict: "good", lossPercent: 0, last10s: { packetsUp: 166, lost: i % 50, gapMs: 0 } });
         window.fetch = async (path, options) => {
             const found = /^\.?\/api\/sessions\?limit=1000&after=(\d+)$/.exec(path);
             if (!found) return real(path, options);
             const after = Number(found[1]);
             const sessions = Array.from({ length: 1000 }, (_, k) => after + k).map((i) => ({ clientId: "g@@@" + i, mac: "mac-" + i,
-                ip: "10.0." + (i >> 8) + "." + (i & 255), connected: true, onlineSeconds: i, call: i % 4 ? null : call(i) }));
+                ip: "10.0." + (i >> 8) + "." + (i & 255), connected: true, onlineSeconds: i, route: "r" + i % 3, call: i % 4 ? null : call(i) }));
             return new Response(JSON.stringify({ devices: 10000, calls: 2500, next: after < 9000 ? after + 1000 : null, sessions }));
         };
     "#;
@@ -544,7 +713,7 @@ fn ten_thousand_rows_stay_responsive() {
         browser.value(&expression).as_f64().unwrap()
     };
     let sorting = middle(&mut browser, "order('loss', i % 2 === 0)");
-    let scrolling = middle(&mut browser, "$('scroll').scrollTop = i * 30000; rows()");
+    let scrolling = middle(&mut browser, "$('scroll').scrollTop = i * 30000; deviceTable.draw()");
     eprintln!("10,000 rows: sorting {sorting:.1} ms, scrolling {scrolling:.1} ms");
     browser.fill("search", "mac-777");
     assert_eq!(browser.value("listed.length"), 11);

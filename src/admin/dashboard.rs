@@ -20,11 +20,14 @@ macro_rules! script {
             include_str!("dashboard/base.js"),
             include_str!("dashboard/gateway.js"),
             include_str!("dashboard/totals.js"),
+            include_str!("dashboard/health.js"),
             include_str!("dashboard/plots.js"),
             include_str!("dashboard/table.js"),
-            include_str!("dashboard/device.js"),
-            include_str!("dashboard/ended.js"),
+            include_str!("dashboard/detail.js"),
+            include_str!("dashboard/calls.js"),
+            include_str!("dashboard/servers.js"),
             include_str!("dashboard/errors.js"),
+            include_str!("dashboard/actions.js"),
             include_str!("dashboard/page.js"),
         )
     };

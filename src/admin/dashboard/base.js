@@ -1,8 +1,13 @@
+// Everything a device says goes into the page as text, and the policy that comes with the page lets nothing else run.
+
 const POLL = 2000, PAGES_PER_POLL = 3, PAGE = 1000, KEPT = 90, TIMEOUT = 10000;
 const SVG = "http://www.w3.org/2000/svg";
-const COLUMNS = ["device", "state", "time", "server", "packets", "loss", "jitter", "redials", "ip"];
-const VERDICTS = ["good", "no_audio", "lossy_uplink", "server_gaps", "server_slow", "server_failed", "device_lost", "limited"], ENDED = 50;
-const TILES = ["devices", "calls", "up", "down", "loss", "redials", "memory", "turn", "up_time"];
+/// What may be wrong with a call, the worst first; and those of it that keep a call from working.
+const SICK = ["no_audio", "server_failed", "redialing", "device_lost", "limited", "lossy_uplink", "server_gaps", "server_slow"];
+const GRAVE = ["no_audio", "server_failed", "redialing", "device_lost", "limited", "lossy_uplink"];
+const VERDICTS = ["good", ...SICK.filter((name) => name !== "redialing")];
+/// What the gateway's verdicts go by.
+const LOSS_LIMIT = 3, LOSS_MIN_PACKETS = 50, GAP_LIMIT_MS = 500, SETUP_LIMIT_MS = 3000;
 
 const $ = (id) => document.getElementById(id);
 const store = {
@@ -17,14 +22,14 @@ function linkedToken() {
   return linked;
 }
 let token = linkedToken() || store.get(sessionStorage, "token");
-const devices = new Map();
-let sweep = { next: 0, generation: 1 }, listed = [], picked = null, history = [], before = null, errors = [], ended = null, totals = {};
-let sorting = { by: "state", down: true }, timer = 0, polling = false, era = 0, state = "connecting", reason = "";
+let state = "connecting", reason = "", tab = "now";
 
 function t(key, values) {
   const text = WORDS[key] ? WORDS[key][language === "zh" ? 1 : 0] : key;
-  return values ? text.replace(/\{(\w)\}/g, (_, name) => values[name]) : text;
+  return values ? text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "") : text;
 }
+/// A text of a family whose names come from the gateway; the name itself if this page does not know it.
+const named = (family, name) => WORDS[family + name] ? t(family + name) : String(name);
 const number = (value, digits = 0) => value.toLocaleString(language, { maximumFractionDigits: digits, minimumFractionDigits: 0 });
 const percent = (part) => number(part * 100, part > 0 && part < 0.1 ? 2 : 1) + " %";
 function duration(seconds) {
@@ -39,6 +44,16 @@ function span(seconds) {
   return seconds < 0.001 ? number(seconds * 1e6) + " µs" : number(seconds * 1e3, 1) + " ms";
 }
 function bytes(n) { return n < 1048576 ? number(n / 1024) + " kB" : number(n / 1048576, n < 104857600 ? 1 : 0) + " MB"; }
+/// A time: of today without the date.
+function clock(when) {
+  const date = new Date(when), isToday = date.toDateString() === new Date().toDateString();
+  return isToday ? date.toLocaleTimeString(language) : date.toLocaleString(language, { month: "numeric", day: "numeric", hour: "2-digit", minute: "2-digit" });
+}
+const host = (url) => url ? url.replace(/^wss?:\/\//, "") : "";
+function median(values) {
+  const sorted = values.filter((value) => value !== null && value !== undefined).sort((a, b) => a - b);
+  return sorted.length ? sorted[Math.floor(sorted.length / 2)] : null;
+}
 function make(tag, name, text) {
   const element = document.createElement(tag);
   if (name) element.className = name;
@@ -46,3 +61,18 @@ function make(tag, name, text) {
   return element;
 }
 function put(element, text) { if (element.textContent !== text) element.textContent = text; }
+/// The options of a select: pairs of value and text. The choice stays.
+function options(select, pairs) {
+  const key = JSON.stringify(pairs);
+  if (select.pairs === key) return;
+  select.pairs = key;
+  const chosen = select.value;
+  select.replaceChildren(...pairs.map(([value, text]) => { const option = make("option", "", text); option.value = value; return option; }));
+  select.value = pairs.some(([value]) => value === chosen) ? chosen : pairs[0]?.[0] ?? "";
+}
+/// Names and values as a list.
+function describe(list, facts) {
+  while (list.children.length > facts.length * 2) list.lastChild.remove();
+  while (list.children.length < facts.length * 2) list.append(make("dt"), make("dd"));
+  facts.forEach(([name, value], i) => { put(list.children[i * 2], t("f_" + name)); put(list.children[i * 2 + 1], value); });
+}

@@ -1,28 +1,46 @@
 // ----- calls to the gateway
 
-class Refused extends Error { constructor(status, sentence) { super(sentence); this.status = status; } }
-async function ask(path, method = "GET") {
-  const headers = token ? { Authorization: "Bearer " + token } : {};
-  // Relative, so that the page also works under another path, behind a proxy that takes the path away.
-  const answer = await fetch("." + path, { method, headers, cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(TIMEOUT) });
-  const text = await answer.text();
-  if (answer.ok) return path === "/metrics" ? text : JSON.parse(text);
-  let sentence = answer.status + "";
-  try { sentence = JSON.parse(text).error || sentence; } catch { /* no JSON */ }
-  throw new Refused(answer.status, sentence);
+class Refused extends Error {
+  constructor(status, code, sentence) { super(code && WORDS["x_" + code] ? t("x_" + code) : sentence); this.status = status; this.code = code; }
 }
+/// Sends a request: to an address relative to the page, so that it also works under another path, behind a proxy that takes the path away.
+function send(path, { method = "GET", body, headers = {}, signal = AbortSignal.timeout(TIMEOUT) } = {}) {
+  if (token) headers = { ...headers, Authorization: "Bearer " + token };
+  return fetch("." + path, { method, body, headers, signal, cache: "no-store", credentials: "omit" });
+}
+async function refusal(answer) {
+  let told = {};
+  try { told = JSON.parse(await answer.text()); } catch { /* no JSON */ }
+  return new Refused(answer.status, told.code, told.error || String(answer.status));
+}
+async function ask(path, method = "GET", content) {
+  const isFile = content instanceof Blob;
+  const body = content === undefined || isFile ? content : JSON.stringify(content);
+  const headers = content === undefined ? {} : { "Content-Type": isFile ? "audio/ogg" : "application/json" };
+  const answer = await send(path, { method, body, headers });
+  if (!answer.ok) throw await refusal(answer);
+  return path === "/metrics" ? answer.text() : answer.json();
+}
+const devicePath = (what, id) => "/api/" + what + "/" + encodeURIComponent(id);
+
+let devices = new Map(), sweep = { next: 0, generation: 1 }, errors = [], servers = [], recent = null, ready = null;
+let timer = 0, polling = false, era = 0;
+
 async function poll() {
   if (polling) return;
   clearTimeout(timer);
   polling = true;
   const began = era;
   try {
-    const [metrics, told, past] = await Promise.all([ask("/metrics"), ask("/api/errors"), askEnded(), look(), sweepSome()]);
+    const [metrics, told, known, past, isReady] = await Promise.all(
+      [ask("/metrics"), ask("/api/errors"), ask("/api/servers"), askRecent(), askReady(), look(), sweepSome(), pollTab()]);
     // Locked meanwhile: nothing of it is to be seen.
     if (began !== era) { polling = false; return; }
     count(metrics);
     errors = told.errors;
-    ended = past;
+    servers = known.servers;
+    recent = past;
+    ready = isReady;
     state = "live";
     show();
   } catch (error) {
@@ -34,20 +52,22 @@ async function poll() {
     state = "lost";
     reason = error instanceof Refused ? error.message : "";
     showStatus();
+    showHealth();
   }
   polling = false;
   if (!document.hidden) timer = setTimeout(poll, POLL);
 }
 /// The last calls that have ended; null if they are not kept.
-async function askEnded() {
-  const verdict = $("verdict").value;
+async function askRecent() {
   try {
-    return (await ask("/api/calls?limit=" + ENDED + (verdict ? "&verdict=" + verdict : ""))).calls;
+    return (await ask("/api/calls?limit=100")).calls;
   } catch (error) {
-    if (error instanceof Refused && error.status === 409) return null;
+    if (error instanceof Refused && error.code === "history_off") return null;
     throw error;
   }
 }
+/// Whether the gateway takes devices: it says so with any status.
+async function askReady() { return (await send("/readyz")).json(); }
 /// Some pages of the list; a device that a whole round did not show is gone.
 async function sweepSome() {
   for (let i = 0; i < PAGES_PER_POLL; i++) {
@@ -59,42 +79,24 @@ async function sweepSome() {
     return;
   }
 }
+/// What is wrong with a call now; null if nothing is.
+function ailment(session) {
+  const call = session.call;
+  if (!call) return null;
+  if (call.state === "redialing") return "redialing";
+  if (!session.connected) return "device_lost";
+  if (call.verdict !== "good") return call.verdict;
+  const { packetsUp, lost, gapMs } = call.last10s, expected = packetsUp + lost;
+  if (expected >= LOSS_MIN_PACKETS && lost / expected * 100 >= LOSS_LIMIT) return "lossy_uplink";
+  return gapMs >= GAP_LIMIT_MS ? "server_gaps" : null;
+}
 function take(session) {
   const call = session.call, known = devices.get(session.clientId) || {};
   const loss = call ? call.last10s.lost / Math.max(1, call.last10s.packetsUp + call.last10s.lost) : -1;
   devices.set(session.clientId, Object.assign(known, {
-    session, generation: sweep.generation, loss,
+    session, generation: sweep.generation, loss, ailment: ailment(session),
     state: !session.connected ? "away" : call ? call.state : "idle",
+    route: session.route, server: call && call.server || "",
     text: (session.clientId + " " + session.mac + " " + session.ip + " " + (call && call.server || "")).toLowerCase(),
   }));
-}
-/// The device whose facts are open, more often than the list comes round.
-async function look() {
-  if (picked === null) return;
-  const id = picked;
-  let session = null;
-  try {
-    session = await ask("/api/sessions/" + encodeURIComponent(id));
-  } catch (error) {
-    if (!(error instanceof Refused) || error.status !== 404) throw error;
-  }
-  if (id !== picked) return;
-  if (!session || session.clientId !== id) { devices.delete(id); return; }
-  take(session);
-  remember(session.call);
-}
-function remember(call) {
-  const last = history[history.length - 1], at = performance.now();
-  if (!call) { history = []; return; }
-  if (last && last.session !== call.sessionId && last.session !== null) history = [];
-  const point = { at, session: call.sessionId, up: call.packetsUp, down: call.packetsDown, lost: call.lost, jitter: call.jitterMs };
-  if (last && history.length) {
-    const seconds = (at - last.at) / 1000, rate = (key) => Math.max(0, point[key] - last[key]) / seconds;
-    if (seconds < 0.2) return;
-    Object.assign(point, { upRate: rate("up"), downRate: rate("down") });
-    const sent = rate("up") + rate("lost");
-    point.lossNow = sent > 0 ? rate("lost") / sent * 100 : 0;
-  }
-  history.push(point);
-  if (history.length > KEPT) history.shift();
 }

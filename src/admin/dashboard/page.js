@@ -1,39 +1,49 @@
 // ----- the page as a whole
 
-let shownErrors = "", shownEnded = "";
+const TABS = ["now", "calls", "servers", "events", "gateway"];
+function openTab(name) {
+  tab = name;
+  for (const other of TABS) $("view-" + other).hidden = other !== name;
+  for (const button of $("tabs").children) button.name === name ? button.setAttribute("aria-current", "page") : button.removeAttribute("aria-current");
+  if (name !== "events") closeEvents();
+  pollTab().catch(() => {});
+  show();
+}
+/// What only the tab in sight needs.
+async function pollTab() {
+  if (state === "connecting") return;
+  if (tab === "calls") await pollCalls();
+  if (tab === "events") followEvents();
+}
 function show() {
-  for (const name of ["desk", "cols", "troubles"]) $(name).hidden = false;
+  if (totals.devices === undefined) return;
+  $("desk").hidden = false;
   $("ask").hidden = true;
   $("forget").hidden = !token;
   showStatus();
-  if (totals.series) showTiles();
-  list();
+  showHealth();
+  if (tab === "now") { showTiles(); showErrors(); list(); }
+  if (tab === "servers") showServers();
   showDetail();
-  // Left alone while nothing changed, so that text in it can be selected.
-  const news = language + JSON.stringify(errors.map((error) => [error, devices.has(error.device)]));
-  if (news !== shownErrors) { shownErrors = news; showErrors(); }
-  $("past").hidden = ended === null;
-  const newlyEnded = language + JSON.stringify((ended || []).map((call) => [call.id, devices.has(call.clientId)]));
-  if (ended && newlyEnded !== shownEnded) { shownEnded = newlyEnded; showEnded(); }
 }
 function showStatus() {
-  $("status").className = { live: "ok", lost: "bad" }[state] || "";
+  $("status").className = state === "lost" ? "bad" : "";
   put($("status"), t(state) + (state === "lost" && reason ? ": " + reason : ""));
 }
 function locked(why) {
   clearTimeout(timer);
+  closeEvents();
   era++;
   token = null;
   store.set(sessionStorage, "token", null);
   devices.clear();
   sweep = { next: 0, generation: 1 };
-  before = null;
-  totals = {};
-  errors = [];
-  ended = null;
+  [before, totals, errors, servers, recent, ready, ended, endedNext, events, today] = [null, {}, [], [], null, null, [], null, [], null];
+  [shownErrors, shownHealth, shownServers] = ["", "", ""];
   pick(null);
+  $("dialog").close();
   $("tiles").replaceChildren();
-  for (const name of ["desk", "cols", "past", "troubles", "forget"]) $(name).hidden = true;
+  for (const name of ["desk", "forget"]) $(name).hidden = true;
   $("ask").hidden = false;
   put($("refused"), why);
   state = "connecting";
@@ -44,43 +54,30 @@ function speak() {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   document.title = t("title");
   for (const element of document.querySelectorAll("[data-t]")) put(element, t(element.dataset.t));
+  for (const element of document.querySelectorAll("[data-label]")) element.setAttribute("aria-label", t(element.dataset.label));
+  for (const element of document.querySelectorAll("[data-placeholder]")) element.placeholder = t(element.dataset.placeholder);
+  for (const id of ["search", "eventText"]) $(id).placeholder = t($(id).dataset.label);
   put($("language"), t("other"));
-  $("search").placeholder = t("search");
-  $("search").setAttribute("aria-label", t("search"));
-  $("token").setAttribute("aria-label", t("token"));
-  const verdict = $("verdict").value;
-  $("verdict").replaceChildren(...["", ...VERDICTS].map((name) => {
-    const option = make("option", "", t(name ? "v_" + name : "everyVerdict"));
-    option.value = name;
-    return option;
+  $("tabs").setAttribute("aria-label", t("views"));
+  $("tabs").replaceChildren(...TABS.map((name) => {
+    const button = make("button", "", t("tab_" + name));
+    button.name = name;
+    if (name === tab) button.setAttribute("aria-current", "page");
+    button.addEventListener("click", () => openTab(name));
+    return button;
   }));
-  $("verdict").value = verdict;
-  $("verdict").setAttribute("aria-label", t("past"));
-  disarm();
-  heads();
-}
-function heads() {
-  $("head").replaceChildren(...COLUMNS.map((column) => {
-    const cell = make("span", "c-" + column), button = make("button", "", t("c_" + column) + (sorting.by === column ? sorting.down ? " ↓" : " ↑" : ""));
+  options($("verdict"), [["", t("everyVerdict")], ...VERDICTS.map((name) => [name, t("v_" + name)])]);
+  options($("eventKind"), [["", t("everyKind")], ...EVENT_KINDS.map((name) => [name, t("n_" + name.replace(".", "_"))])]);
+  $("callHead").replaceChildren(...CALL_COLUMNS.map((column) => {
+    const cell = make("span", "c-" + column, t("c_" + column));
     cell.setAttribute("role", "columnheader");
-    cell.setAttribute("aria-sort", sorting.by !== column ? "none" : sorting.down ? "descending" : "ascending");
-    button.setAttribute("aria-pressed", sorting.by === column);
-    button.addEventListener("click", () => order(column, sorting.by === column ? !sorting.down : !["device", "server", "ip"].includes(column)));
-    cell.append(button);
     return cell;
   }));
-  $("order").replaceChildren(...COLUMNS.map((column) => {
-    const option = make("option", "", t("sort", { n: t("c_" + column) }));
-    option.value = column;
-    return option;
-  }));
-  $("order").value = sorting.by;
-}
-function order(by, down) {
-  sorting = { by, down };
   heads();
-  $("scroll").scrollTop = 0;
-  list();
+  if (pickedCall !== null && shownCall) showCall(shownCall);
+  if (ended.length) showCalls();
+  if (today) showHours();
+  if (events.length) showEvents();
 }
 
 $("login").addEventListener("submit", (event) => {
@@ -101,20 +98,24 @@ $("language").addEventListener("click", () => {
   speak();
   state === "live" ? show() : showStatus();
 });
-$("search").addEventListener("input", () => { $("scroll").scrollTop = 0; list(); });
-$("filter").addEventListener("change", () => { $("scroll").scrollTop = 0; list(); });
-$("verdict").addEventListener("change", poll);
-$("order").addEventListener("change", () => order($("order").value, !["device", "server", "ip"].includes($("order").value)));
-$("scroll").addEventListener("scroll", () => requestAnimationFrame(rows));
-$("space").addEventListener("click", (event) => { const row = event.target.closest(".row"); if (row) pick(row.device); });
-$("space").addEventListener("keydown", (event) => { if (event.key === "Enter" && event.target.device) pick(event.target.device); });
-for (const list of ["ended", "errors"]) {
-  $(list).addEventListener("click", (event) => { if (event.target.tagName === "BUTTON") { pick(event.target.device); $("detail").scrollIntoView({ block: "nearest" }); } });
+for (const [id, event] of [["search", "input"], ["filter", "change"], ["byServer", "change"], ["byRoute", "change"]]) {
+  $(id).addEventListener(event, () => { $("scroll").scrollTop = 0; list(); });
 }
+$("order").addEventListener("change", () => order($("order").value, !["device", "server"].includes($("order").value)));
+$("calls").addEventListener("submit", (event) => { event.preventDefault(); freshCalls(true).catch(() => {}); });
+$("verdict").addEventListener("change", () => freshCalls(true).catch(() => {}));
+$("eventKind").addEventListener("change", showEvents);
+$("eventText").addEventListener("input", showEvents);
 $("shut").addEventListener("click", () => pick(null));
-$("hang").addEventListener("click", () => end("hang"));
-$("cut").addEventListener("click", () => end("cut"));
-addEventListener("resize", () => requestAnimationFrame(rows));
+addEventListener("keydown", (event) => { if (event.key === "Escape" && !$("dialog").open && !$("detail").hidden) pick(null); });
+$("dialogForm").addEventListener("submit", (event) => { event.preventDefault(); runDialog(); });
+$("cancel").addEventListener("click", () => $("dialog").close());
+// The event comes later: another dialog may be open by then.
+$("dialog").addEventListener("close", () => { if ($("dialog").open) return; running = null; $("dialogBody").replaceChildren(); $("outcome").replaceChildren(); });
+$("addDevice").addEventListener("click", askAddDevice);
+$("reload").addEventListener("click", askReload);
+$("showConfig").addEventListener("click", showConfig);
+$("bundle").addEventListener("click", downloadBundle);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
 speak();
 showStatus();

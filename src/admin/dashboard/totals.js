@@ -1,5 +1,8 @@
 // ----- totals, out of the metrics
 
+const TILES = ["devices", "calls", "up", "down", "loss", "redials", "memory", "turn", "up_time"];
+let before = null, totals = {};
+
 function samples(text) {
   const found = {};
   for (const line of text.split("\n")) {
@@ -23,6 +26,7 @@ function count(text) {
     turns: one("gateway_turn_seconds_count"), busy: one("gateway_turn_seconds_sum"),
     buckets: (all.gateway_turn_seconds_bucket || []).map((s) => ({ le: Number(s.labels.le.replace("+Inf", "Infinity")), n: s.value })),
     started: one("process_start_time_seconds"),
+    certificate: Math.min(...(all.gateway_tls_certificate_expires_timestamp_seconds || []).map((s) => s.value)),
   };
   put($("version"), all.gateway_build_info?.[0]?.labels.version || "");
   let up = 0, lost = 0;
@@ -35,13 +39,7 @@ function count(text) {
   totals = {
     ...now, upRate: rate("up"), downRate: rate("down"), loss: up + lost ? lost / (up + lost) : null,
     turn: turns ? (now.busy - (last ? last.busy : 0)) / turns : 0, below: below ? below.le : 0,
-    series: totals.series || { calls: [], devices: [], up: [], down: [], loss: [], memory: [], turn: [] },
   };
-  const series = { calls: now.calls, devices: now.devices, up: totals.upRate, down: totals.downRate, loss: totals.loss, memory: now.memory, turn: totals.turn };
-  for (const [key, value] of Object.entries(series)) {
-    if (value !== null) totals.series[key].push(value);
-    if (totals.series[key].length > KEPT) totals.series[key].shift();
-  }
 }
 function showTiles() {
   if (!$("tiles").firstChild) {
@@ -49,7 +47,6 @@ function showTiles() {
       const tile = make("div", "card tile");
       tile.id = "tile-" + name;
       tile.append(make("div", "name"), make("div", "value"), make("div", "note"));
-      if (totals.series[name]) tile.append(plot());
       $("tiles").append(tile);
     }
   }
@@ -70,6 +67,5 @@ function showTiles() {
     put(title, t("t_" + name));
     put(value, values[name][0]);
     put(note, values[name][1]);
-    if (totals.series[name]) draw($("tile-" + name).querySelector("svg"), [totals.series[name]]);
   }
 }
