@@ -566,6 +566,8 @@ fn a_reload_says_what_it_did() {
     let fixture = fixture_with_source(Some(source), |_| {});
     write(file(&fixture.echo, "127.0.0.1", 77));
     let expected = json!({ "applied": ["mqtt.max_connections"], "needsRestart": [] });
+    assert_eq!(fixture.request("POST", "/api/reload?preview=true", None), (200, expected.clone()));
+    assert_ne!(fixture.request("GET", "/api/config", None).1["mqtt"]["max_connections"], 77, "only shown");
     assert_eq!(fixture.request("POST", "/api/reload", None), (200, expected));
     let (_, shown) = fixture.request("GET", "/api/config", None);
     assert_eq!(shown["mqtt"]["max_connections"], 77);
