@@ -170,7 +170,7 @@ fn the_shipped_logrotate_file_loses_no_line() {
     let Some(logrotate) = logrotate else { return eprintln!("skipped: logrotate is not installed") };
     let (folder, mut process) = with_file(json!({"file_path": "logs/gateway.log", "max_mb": 0}));
     let sample = include_str!("../config/mqtt-websocket-proxy.logrotate");
-    let kill = "systemctl kill --signal=HUP --kill-whom=main mqtt-websocket-proxy.service";
+    let kill = "systemctl kill --signal=HUP --kill-whom=all mqtt-websocket-proxy.service";
     assert!(sample.contains(kill) && sample.contains("/var/log/mqtt-websocket-proxy/"));
     let logs = folder.0.join("logs");
     let sample = sample
