@@ -13,6 +13,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use support::chat_server::ChatServer;
 use support::device::{Device, HELLO};
+use support::host::wait_until;
 use support::process::{Folder, Process};
 
 fn folder(server: &ChatServer, logging: Value) -> Folder {
@@ -183,6 +184,9 @@ fn the_shipped_logrotate_file_loses_no_line() {
         let output = command.output().unwrap();
         assert!(output.status.success(), "{output:?}");
         process.wait_for_line("reload: nothing has changed");
+        // An empty file is not rotated.
+        let has_lines = || fs::metadata(logs.join("gateway.log")).is_ok_and(|found| found.len() > 0);
+        wait_until("the new file has the line", has_lines);
     }
     process.signal("TERM");
     let (_, lines) = process.end();
