@@ -393,6 +393,8 @@ fn another_port_in_the_configuration_is_opened_and_the_earlier_one_closed() {
     fs::write(gateway.folder.0.join("gateway.json"), other.to_string()).unwrap();
     gateway.upgrade();
     wait_until("the earlier port is closed", || TcpStream::connect(before).is_err());
+    // The lines of two processes can come in either order.
+    gateway.process.wait_for_line_from_start("MQTT on 127.0.0.2");
     let line = gateway.process.seen.iter().rfind(|line| line.contains("MQTT on ")).unwrap();
     let at = line.split("MQTT on ").nth(1).unwrap().split(',').next().unwrap();
     let mut new = Device::connect(at.parse::<SocketAddr>().unwrap(), 2);
