@@ -51,10 +51,11 @@ pub(crate) struct ReturningDevice {
 }
 
 impl CallsElsewhere {
+    fn is_empty(&self) -> bool {
+        self.count.load(Relaxed) == 0
+    }
+
     fn generation_of(&self, mac: Mac) -> Option<u32> {
-        if self.count.load(Relaxed) == 0 {
-            return None;
-        }
         self.lock().get(&mac).copied()
     }
 
@@ -133,21 +134,16 @@ impl Gateway {
 
     /// Takes the connection out of its session when its device has a call with an earlier process. False when it has none.
     pub(super) fn return_to_predecessor(&mut self, id: SessionId, client_id: &str, bytes: &[u8]) -> bool {
+        if self.upgrades.calls_elsewhere.is_empty() {
+            return false;
+        }
         let Ok(client_id) = ClientId::parse(client_id) else { return false };
         let Some(generation) = self.upgrades.calls_elsewhere.generation_of(client_id.mac()) else {
             return false;
         };
-        let Some(session) = self.sessions.live(id) else { return false };
-        let ip = session.core.ip();
-        let is_plain = |connection: &mut MqttConnection| connection.transport.is_plain();
-        let Some(connection) =
-            session.mqtt.take_if(|connection| is_plain(connection) && bytes.len() <= MAX_BYTES)
-        else {
-            return false;
-        };
-        session.core.mark_closed();
-        self.mqtt.forget(id);
-        self.sessions.reap_if_finished(id);
+        let can_be_passed_on =
+            |connection: &MqttConnection| connection.transport.is_plain() && bytes.len() <= MAX_BYTES;
+        let Some((ip, connection)) = self.take_connection(id, can_be_passed_on) else { return false };
         let port = connection.peer_port;
         let Some(mut tcp) = connection.transport.into_plain_tcp() else { return true };
         if self.io.registry.deregister(&mut tcp).is_err() {

@@ -182,7 +182,7 @@ impl Plan {
                 // systemd believes the successor only after this process has named it.
                 let _ = all_told.recv_timeout(STEP_TIMEOUT);
                 successor.release();
-                // Its descriptors are the successor's alone now.
+                // The descriptors that were only to be sent.
                 drop(self);
                 if let Ok(status) = successor.wait()
                     && !status.success()

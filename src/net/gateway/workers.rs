@@ -375,6 +375,21 @@ impl Gateway {
         self.upgrades = setup.upgrades;
     }
 
+    /// Takes a connection that has not logged in out of its session, which ends, unless it is not `wanted`.
+    pub(super) fn take_connection(
+        &mut self,
+        id: SessionId,
+        wanted: impl FnOnce(&MqttConnection) -> bool,
+    ) -> Option<(IpAddr, MqttConnection)> {
+        let session = self.sessions.live(id)?;
+        let ip = session.core.ip();
+        let connection = session.mqtt.take_if(|connection| wanted(connection))?;
+        session.core.mark_closed();
+        self.mqtt.forget(id);
+        self.sessions.reap_if_finished(id);
+        Some((ip, connection))
+    }
+
     /// Hands a connection off to the worker of its device. False when that is this worker.
     pub(crate) fn hand_off(&mut self, id: SessionId, client_id: &str, bytes: &[u8]) -> bool {
         if self.workers.is_single() {
@@ -382,12 +397,7 @@ impl Gateway {
         }
         let Ok(client_id) = ClientId::parse(client_id) else { return false };
         let Some(owner) = self.workers.other_worker_of(client_id.mac()) else { return false };
-        let Some(session) = self.sessions.live(id) else { return false };
-        let ip = session.core.ip();
-        let Some(mut connection) = session.mqtt.take() else { return false };
-        session.core.mark_closed();
-        self.mqtt.forget(id);
-        self.sessions.reap_if_finished(id);
+        let Some((ip, mut connection)) = self.take_connection(id, |_| true) else { return false };
         let Some(tcp) = connection.transport.tcp_mut() else { return true };
         if let Err(error) = self.io.registry.deregister(tcp) {
             error!("[{ip}] cannot hand the connection off to worker {owner}: {error}");
