@@ -117,7 +117,7 @@ fn run_gateway(run: RunOptions, mut predecessor: Option<&mut Predecessor>) -> Re
         info!("management page: {} ({opened})", page_url(api, config.api.tls.enabled));
     }
     if let Some(predecessor) = predecessor {
-        predecessor.report_serving();
+        gateway.begin_to_serve(predecessor);
     }
     gateway.notify_service_manager();
     gateway.run().map_err(|error| ExitError::runtime(format!("the gateway failed: {error}")))?;

@@ -16,9 +16,10 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use support::chat_server::{ChatServer, Peer, audio_frame};
-use support::device::Device;
+use support::device::{Device, client_id};
 use support::host::{open_fds, wait_until};
 use support::http::{RawClient, raw_request};
+use support::mqtt::{Client, Connect, Packet};
 use support::process::{Folder, Process};
 
 const TOKEN: &str = "a-token-for-the-upgrade";
@@ -335,6 +336,32 @@ fn a_device_that_loses_its_connection_in_a_call_comes_back_to_it() {
         let (mut call, mut peer) = again.call(&server);
         exchange_audio(&mut call, &mut peer, 60);
         wait_until("the new process has it", || gateway.devices_here() == 1);
+    }
+}
+
+#[test]
+fn a_device_that_comes_back_before_an_earlier_process_has_reported_its_call_keeps_it() {
+    for workers in [1, 3] {
+        let server = ChatServer::start();
+        let mut gateway = Gateway::start(&server, workers);
+        let mut device = gateway.device(1);
+        let (mut call, mut peer) = device.call(&server);
+        gateway.upgrade();
+        // The new process serves.
+        gateway.device(2);
+        // The process with the call cannot report it.
+        gateway.process.signal("STOP");
+        gateway.upgrade();
+        drop(device);
+        let mut client = Client::open(gateway.process.mqtt());
+        client.send(&Connect::new(&client_id(1)).packet());
+        gateway.process.signal("CONT");
+        assert_eq!(client.packet(), Packet::connack(0));
+        exchange_audio(&mut call, &mut peer, 60);
+        peer.send_text(r#"{"type":"llm","emotion":"happy"}"#);
+        while client.json()["emotion"] != "happy" {}
+        client.send_text(r#"{"type":"goodbye"}"#);
+        peer.expect_close(1000);
     }
 }
 

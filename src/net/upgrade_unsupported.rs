@@ -16,8 +16,5 @@ impl Predecessor {
     }
 
     /// Does nothing.
-    pub fn report_serving(&self) {}
-
-    /// Does nothing.
     pub fn report_failure(&self, _: &str) {}
 }

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use log::{debug, info};
@@ -29,6 +30,8 @@ use crate::proto::identity::{ClientId, Mac};
 
 /// Devices named in one message.
 const DEVICES_PER_MESSAGE: usize = 1_000;
+/// How long a process that begins to serve waits until the earlier ones have reported; one that hangs has no working calls.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest beginning of a connection that is passed on: a CONNECT with a will and long credentials.
 const MAX_BYTES: usize = 16 << 10;
 
@@ -48,6 +51,16 @@ pub(crate) struct ReturningDevice {
     port: u16,
     /// Its CONNECT, and the bytes after it.
     bytes: Vec<u8>,
+}
+
+/// The report of all workers, to the process that has asked. Its end is sent when the last worker has dropped it: it has reported, or it
+/// has ended since it has no calls.
+pub(crate) struct Report(Arc<Channel>);
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(&Message::AllReported, None);
+    }
 }
 
 impl CallsElsewhere {
@@ -88,6 +101,40 @@ impl Gateway {
         })
     }
 
+    /// Waits until all of them have reported: a device that connects before that would lose its call. Call it before the loop runs.
+    pub(super) fn await_reports(&self) {
+        let deadline = Instant::now() + REPORT_TIMEOUT;
+        for (generation, channel) in &self.upgrades.predecessors {
+            loop {
+                let remaining = deadline.saturating_duration_since(Instant::now());
+                // What has ended is noticed by the loop. A timeout of zero would be none.
+                match channel.receive(Some(remaining.max(Duration::from_millis(1)))) {
+                    Ok((Message::AllReported, _)) | Err(_) => break,
+                    Ok((message, _)) => self.on_report(*generation, message),
+                }
+            }
+        }
+    }
+
+    fn on_report(&self, generation: u32, message: Message) {
+        let calls = &self.upgrades.calls_elsewhere;
+        match message {
+            Message::CallsHere(devices) => {
+                let macs =
+                    devices.iter().filter_map(|mac| mac.parse().ok()).map(|mac: Mac| (mac, generation));
+                calls.change(|all| all.extend(macs));
+            }
+            Message::CallEnded(device) => {
+                if let Ok(mac) = device.parse::<Mac>() {
+                    calls.change(|all| {
+                        all.remove(&mac);
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Reads no more from the earlier processes.
     pub(super) fn ignore_predecessors(&mut self) {
         for (_, channel) in &self.upgrades.predecessors {
@@ -105,30 +152,17 @@ impl Gateway {
         let Some(at) = self.upgrades.predecessors.iter().position(|(of, _)| *of == generation) else {
             return;
         };
-        let calls = self.upgrades.calls_elsewhere.clone();
         loop {
             let (_, channel) = &self.upgrades.predecessors[at];
-            match channel.try_receive().map(|(message, _)| message) {
-                Ok(Message::CallsHere(devices)) => {
-                    let macs =
-                        devices.iter().filter_map(|mac| mac.parse().ok()).map(|mac: Mac| (mac, generation));
-                    calls.change(|all| all.extend(macs));
-                }
-                Ok(Message::CallEnded(device)) => {
-                    if let Ok(mac) = device.parse::<Mac>() {
-                        calls.change(|all| {
-                            all.remove(&mac);
-                        });
-                    }
-                }
-                Ok(_) => {}
+            match channel.try_receive() {
+                Ok((message, _)) => self.on_report(generation, message),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(_) => break,
             }
         }
         let (_, channel) = self.upgrades.predecessors.swap_remove(at);
         let _ = self.io.registry.deregister(&mut SourceFd(&channel.as_fd().as_raw_fd()));
-        calls.change(|all| all.retain(|_, of| *of != generation));
+        self.upgrades.calls_elsewhere.change(|all| all.retain(|_, of| *of != generation));
         self.on_predecessor_ended(generation);
     }
 
@@ -190,8 +224,9 @@ impl Gateway {
         while let Ok((message, mut descriptors)) = channel.try_receive() {
             match message {
                 Message::ReportCalls => {
-                    self.workers.broadcast(|| Command::Upgrade(UpgradeStep::ReportCalls(channel.clone())));
-                    self.report_calls(channel.clone());
+                    let report = Arc::new(Report(channel.clone()));
+                    self.workers.broadcast(|| Command::Upgrade(UpgradeStep::ReportCalls(report.clone())));
+                    self.report_calls(&report);
                 }
                 Message::Connection { ip, port, bytes } => {
                     let (Some(tcp), Ok(bytes)) = (descriptors.pop(), BASE64.decode(bytes.as_bytes())) else {
@@ -207,7 +242,8 @@ impl Gateway {
     }
 
     /// Reports the devices that have a call with this worker, now and from now on.
-    pub(super) fn report_calls(&mut self, channel: Arc<Channel>) {
+    pub(super) fn report_calls(&mut self, report: &Report) {
+        let Report(channel) = report;
         let with_call = self.sessions.iter_mut().filter(|session| session.core.has_call());
         let macs = with_call.filter_map(|session| Some(session.core.client_id()?.mac().to_string()));
         let macs: Vec<String> = macs.collect();
@@ -215,7 +251,7 @@ impl Gateway {
             // What does not fit is a device that cannot come back to its call.
             let _ = channel.try_send(&Message::CallsHere(some.to_vec()), None);
         }
-        self.upgrades.reports_to = Some(channel);
+        self.upgrades.reports_to = Some(channel.clone());
     }
 
     pub(super) fn report_call_started(&self, mac: Mac) {

@@ -15,7 +15,7 @@ use socket2::{SockRef, Socket};
 use crate::net::event_loop::inherited::InheritedListener;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Command, Handle, Program};
-use crate::net::gateway::returning_devices::{CallsElsewhere, ReturningDevice};
+use crate::net::gateway::returning_devices::{CallsElsewhere, Report, ReturningDevice};
 use crate::net::media::steering::{self, GENERATIONS, SharedPort, Steering};
 use crate::net::upgrade::Predecessor;
 use crate::net::upgrade::channel::{Channel, Offer, OfferedListener};
@@ -41,7 +41,7 @@ pub(crate) enum UpgradeStep {
     /// From the leader to the other workers: accept connections again.
     Resume,
     /// To each worker of a process that was replaced: report the devices that have a call.
-    ReportCalls(Arc<Channel>),
+    ReportCalls(Arc<Report>),
     /// To the leader: pass this connection on to the process that has the device's call.
     PassBack(Box<ReturningDevice>),
 }
@@ -264,7 +264,7 @@ impl Gateway {
             UpgradeStep::Retire => self.retire(),
             UpgradeStep::Failed(why) => self.on_upgrade_failed(&why),
             UpgradeStep::Resume => self.resume_after_upgrade(),
-            UpgradeStep::ReportCalls(channel) => self.report_calls(channel),
+            UpgradeStep::ReportCalls(report) => self.report_calls(&report),
             UpgradeStep::PassBack(device) => self.pass_back(&device),
         }
     }
@@ -377,7 +377,8 @@ impl Gateway {
         port.steering.attach(self.audio.socket.source())
     }
 
-    /// Waits until the process that this one replaces accepts no connections any more; call [`Gateway::run`] then.
+    /// Waits until the process that this one replaces accepts no connections any more; call [`Gateway::begin_to_serve`]
+    /// then.
     ///
     /// # Errors
     /// The other process does not answer, or the system refuses to change which socket gets a datagram.
@@ -385,5 +386,12 @@ impl Gateway {
         predecessor.wait_to_serve()?;
         self.steer()?;
         self.ask_predecessors()
+    }
+
+    /// Tells the process that this one replaces that nothing can fail here any more, and waits until it and the earlier ones have
+    /// reported which devices have a call with them; call [`Gateway::run`] then.
+    pub fn begin_to_serve(&self, predecessor: &Predecessor) {
+        predecessor.report_serving();
+        self.await_reports();
     }
 }

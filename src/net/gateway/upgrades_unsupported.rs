@@ -76,4 +76,9 @@ impl Gateway {
     pub fn replace(&mut self, predecessor: &Predecessor) -> io::Result<()> {
         match predecessor.0 {}
     }
+
+    /// Cannot be called, since there is no [`Predecessor`].
+    pub fn begin_to_serve(&self, predecessor: &Predecessor) {
+        match predecessor.0 {}
+    }
 }

@@ -40,6 +40,8 @@ pub(crate) enum Message {
     ReportCalls,
     /// From an earlier process: these devices have a call with it.
     CallsHere(Vec<String>),
+    /// From an earlier process: all its workers have reported their devices with a call.
+    AllReported,
     /// From an earlier process: this device's call has ended.
     CallEnded(String),
     /// From the process that serves to an earlier one: a new connection of a device that has a call with it, and what was read from

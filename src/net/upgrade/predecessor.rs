@@ -64,7 +64,7 @@ impl Predecessor {
     ///
     /// # Errors
     /// The other process does not answer, or has ended: it was stopped.
-    pub fn wait_to_serve(&self) -> io::Result<()> {
+    pub(crate) fn wait_to_serve(&self) -> io::Result<()> {
         self.send(&Message::Ready);
         match self.channel.receive(Some(TIMEOUT)) {
             Ok((Message::Go, _)) => Ok(()),
@@ -74,7 +74,7 @@ impl Predecessor {
     }
 
     /// Tells the other process that nothing can fail here any more, and waits until it has told the service manager so.
-    pub fn report_serving(&self) {
+    pub(crate) fn report_serving(&self) {
         self.send(&Message::Serving);
         // If it has ended meanwhile, there is nothing to wait for.
         let _ = self.channel.receive(Some(TIMEOUT));
