@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ use support::http::{RawClient, raw_request};
 use support::mqtt::{Client, Connect, Packet};
 use support::process::{Folder, Process};
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_mqtt-websocket-proxy");
 const TOKEN: &str = "a-token-for-the-upgrade";
 
 /// A gateway whose program can be replaced.
@@ -46,6 +47,13 @@ fn signal(pid: u32, name: &str) {
     let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
 }
 
+/// Copies the program, in a process of its own: a process that another test starts meanwhile would inherit the file, open for writing,
+/// and what is open for writing cannot be executed.
+fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").args([from, to]).status();
+    assert!(copied.unwrap().success());
+}
+
 fn config(server: &ChatServer, workers: usize) -> Value {
     json!({
         "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false}, "workers": workers,
@@ -61,7 +69,7 @@ impl Gateway {
 
     fn start_with(server: &ChatServer, workers: usize, variables: &[(&str, &str)]) -> Self {
         let folder = Folder::new().with_file("gateway.json", config(server, workers).to_string());
-        fs::copy(env!("CARGO_BIN_EXE_mqtt-websocket-proxy"), folder.0.join("gateway")).unwrap();
+        copy_program(PROGRAM.as_ref(), &folder.0.join("gateway"));
         let mut command = Command::new("./gateway");
         command.args(["-c", "gateway.json", "--pid", "pid"]).current_dir(&folder.0).env_clear();
         let ports = [("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_PORT", "0")];
@@ -82,10 +90,12 @@ impl Gateway {
         let new = self.folder.0.join("new");
         match script {
             Some(script) => {
-                fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
-                fs::set_permissions(&new, PermissionsExt::from_mode(0o755)).unwrap();
+                let text = self.folder.0.join("text");
+                fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+                fs::set_permissions(&text, PermissionsExt::from_mode(0o755)).unwrap();
+                copy_program(&text, &new);
             }
-            None => drop(fs::copy(env!("CARGO_BIN_EXE_mqtt-websocket-proxy"), &new).unwrap()),
+            None => copy_program(PROGRAM.as_ref(), &new),
         }
         fs::rename(new, self.program()).unwrap();
     }
