@@ -474,7 +474,7 @@ fn calls_of_all_generations_go_on_after_a_change_of_the_udp_port() {
 fn a_signal_to_stop_during_an_upgrade_stops_both_processes() {
     let server = ChatServer::start();
     let mut gateway = Gateway::start(&server, 1);
-    fs::copy(gateway.program(), gateway.folder.0.join("real")).unwrap();
+    copy_program(PROGRAM.as_ref(), &gateway.folder.0.join("real"));
     // It goes on when the test says so.
     gateway.replace_program(Some("until [ -e go ]; do sleep 0.05; done; exec ./real \"$@\""));
     signal(gateway.newest(), "USR2");
