@@ -118,6 +118,7 @@
 
 pub mod admin;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

@@ -244,7 +244,8 @@ pub(super) fn is_host_name(text: &str) -> bool {
         && name.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(is_label_byte))
 }
 
-fn split_authority(authority: &str, default_port: u16) -> Result<(String, u16), UrlError> {
+/// Host, in lower case and an IPv6 address without brackets, and port.
+pub(super) fn split_authority(authority: &str, default_port: u16) -> Result<(String, u16), UrlError> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']').ok_or(UrlError::HOST)?;

@@ -5,9 +5,10 @@ use serde_json::Value;
 use super::Config;
 use super::error::Problem;
 use super::kind::{
-    api_host, boolean, endpoint, group, http_url, ip, level, log_format, log_time, mac_prefixes, macs,
-    micros, millis, networks, number, object, path, peer_policy, port, public_ip, routes, seconds, secret,
-    secrets, server, server_order, servers, token, webhooks, whole_number,
+    api_host, boolean, endpoint, gateway_name, group, http_url, ip, key_prefix, level, log_format, log_time,
+    mac_prefixes, macs, micros, millis, networks, number, object, path, peer_policy, port, public_ip,
+    redis_url, routes, seconds, secret, secrets, server, server_order, servers, token, webhooks,
+    whole_number,
 };
 use super::value::JsonValue;
 
@@ -44,8 +45,13 @@ impl ConfigKey {
     }
 }
 
-const SECRET_KEYS: [&str; 4] =
-    ["mqtt.signature_key", "mqtt.previous_signature_keys", "websocket.server_secret", "api.token"];
+const SECRET_KEYS: [&str; 5] = [
+    "mqtt.signature_key",
+    "mqtt.previous_signature_keys",
+    "websocket.server_secret",
+    "api.token",
+    "cluster.redis",
+];
 
 macro_rules! keys {
     ($($name:literal $when:ident $($field:ident).+: $kind:expr;)*) => {
@@ -64,7 +70,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 86] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 90] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -149,6 +155,10 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 86] = keys! {
     "ota.group" live ota.group: group();
     "ota.upstream" live ota.upstream: http_url();
     "webhooks" live webhooks: webhooks();
+    "cluster.redis" restart cluster.redis: redis_url();
+    "cluster.name" restart cluster.name: gateway_name();
+    "cluster.prefix" restart cluster.prefix: key_prefix();
+    "cluster.ca_file" restart cluster.ca_file: path();
     "workers" restart workers: whole_number(1..=64);
     "debug" live debug: boolean();
 };

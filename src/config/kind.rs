@@ -13,12 +13,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::error::Problem;
+use super::redis_url::is_gateway_name;
 use super::route;
 use super::value::JsonValue;
 use super::webhook;
 use super::{
-    ChatServerConfig, EventKind, Framing, HttpUrl, LogFormat, LogTime, Network, OnDisconnect, PeerPolicy,
-    PublicIp, Route, Secret, ServerOrder, UrlError, Webhook,
+    BadRedisUrl, ChatServerConfig, EventKind, Framing, HttpUrl, LogFormat, LogTime, Network, OnDisconnect,
+    PeerPolicy, PublicIp, RedisUrl, Route, Secret, ServerOrder, UrlError, Webhook,
 };
 use crate::proto::identity::{Mac, MacPrefix, MacPrefixes};
 use crate::proto::ota::{ENDPOINT_ALLOWED, Endpoint, is_group};
@@ -205,6 +206,32 @@ pub(super) fn endpoint() -> Kind<Option<Endpoint>> {
 pub(super) fn group() -> Kind<String> {
     const ALLOWED: &str = "1 to 64 letters, digits, \"_\", \"-\" and \".\", such as \"GID_default\"";
     Kind::string(ALLOWED, |text| is_group(text).then(|| text.to_owned()), String::clone)
+}
+
+/// The URL of a Redis server, which no message shows, since it holds a password; an empty one is none.
+pub(super) fn redis_url() -> Kind<Option<RedisUrl>> {
+    let read = |value: &JsonValue<'_>| {
+        let text: String = value.deserialize().map_err(|_| value.invalid("a URL"))?;
+        let url = (!text.is_empty()).then(|| text.parse()).transpose();
+        url.map_err(|error: BadRedisUrl| value.invalid_redacted("a text that is not shown", error))
+    };
+    Kind::new(read, |url| json!(url.as_ref().map_or("", |url: &RedisUrl| &url.url)))
+}
+
+/// The name of a gateway; an empty one is the host's.
+pub(super) fn gateway_name() -> Kind<Option<String>> {
+    const ALLOWED: &str = "1 to 64 letters, digits, \"_\", \"-\" and \".\"; \"\" for the host name";
+    let parse = |text: &str| match text {
+        "" => Some(None),
+        text => is_gateway_name(text).then(|| Some(text.to_owned())),
+    };
+    Kind::string(ALLOWED, parse, |name| name.clone().unwrap_or_default())
+}
+
+/// What keys in Redis begin with.
+pub(super) fn key_prefix() -> Kind<String> {
+    const ALLOWED: &str = "1 to 64 letters, digits, \"_\", \"-\" and \".\"";
+    Kind::string(ALLOWED, |text| is_gateway_name(text).then(|| text.to_owned()), String::clone)
 }
 
 /// One of some words, in any case.

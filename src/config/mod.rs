@@ -30,6 +30,7 @@ mod network;
 mod node_config;
 mod ota;
 mod public_address;
+mod redis_url;
 mod route;
 mod serialize;
 mod signature_key;
@@ -48,6 +49,7 @@ pub use network::Network;
 pub use node_config::NodeConfig;
 pub use ota::OtaDenial;
 pub use public_address::unreachable_kind;
+pub use redis_url::{BadRedisUrl, RedisUrl};
 pub use route::Route;
 pub use signature_key::KeyFingerprint;
 pub use source::{DEFAULT_FILE, NODE_FILE, Source};
@@ -93,6 +95,8 @@ settings! {
         pub ota: Ota = Ota::default(),
         /// Servers that are told of events, at most eight.
         pub webhooks: Vec<Webhook> = Vec::new(),
+        /// Other gateways of the same service.
+        pub cluster: Cluster = Cluster::default(),
         /// Event loops that serve devices, each on its own thread; 1 to 64.
         pub workers: usize = 1,
         /// Log at debug level at least; see [`Config::log_level`].
@@ -472,6 +476,20 @@ settings! {
         pub group: String = DEFAULT_GROUP.to_owned(),
         /// Another OTA server, whose answer is passed on with this gateway's `mqtt` section.
         pub upstream: Option<HttpUrl> = None,
+    }
+}
+
+settings! {
+    /// Section `cluster`: the other gateways of the same service.
+    pub struct Cluster {
+        /// The Redis server through which they know each other; without one, this gateway is on its own.
+        pub redis: Option<RedisUrl> = None,
+        /// The name of this gateway; `None` for the host name.
+        pub name: Option<String> = None,
+        /// What all its keys and channels in Redis begin with, in front of a colon. The same for all gateways.
+        pub prefix: String = "mqtt-websocket-proxy".to_owned(),
+        /// PEM certificates trusted in addition to the system's.
+        pub ca_file: Option<PathBuf> = None,
     }
 }
 

@@ -50,6 +50,9 @@ impl Config {
         if let Some(upstream) = &mut masked.ota.upstream {
             upstream.url = upstream.to_string();
         }
+        if let Some(redis) = &mut masked.cluster.redis {
+            redis.url = redis.to_string();
+        }
         file_text(CONFIG_KEYS.iter().map(|key| (key.name, (key.write)(&masked))).collect())
     }
 }
@@ -120,6 +123,7 @@ mod tests {
                 "api":{"enabled":false,"host":"::1","port":15,"tls":{"enabled":true,"cert_file":"c","key_file":"k"},"token":"a-token-long-enough","command_timeout_s":16,"metrics_need_token":false,"trusted_proxies":["127.0.0.0/8","::1/128"]},
                 "ota":{"enabled":true,"host":"::1","port":17,"allow":["10.0.0.0/8"],"macs":["aa"],"endpoint":"gw:1883","keepalive":18,
                 "group":"GID_x","upstream":"https://console/ota/?k=v"},
+                "cluster":{"redis":"redis://u:p@r:1/2","name":"gw-1","prefix":"x","ca_file":"ca.pem"},
                 "webhooks":[{"url":"https://a/hook?k=v","secret":"s","events":["call.*","server.failed"]},{"url":"http://b/"}],
                 "debug":true}"#,
             r#"{"production":{"chat_servers":["ws://a/"]},"development":{"chat_servers":["ws://b"],
@@ -153,6 +157,7 @@ mod tests {
                 "development_servers":[{"url":"ws://a/?hunter2","framing":"raw","token":"hunter2","health_url":"https://h/?key=hunter2"}],
                 "routes":[{"macs":["*"],"servers":["ws://r/?key=hunter2"]}]},
                 "ota":{"upstream":"http://console/ota/?key=hunter2"},
+                "cluster":{"redis":"redis://u:hunter2@r"},
                 "webhooks":[{"url":"https://a/?key=hunter2","secret":"hunter2"}]}"#,
         );
         let shown = config.to_masked_file_text();
@@ -163,6 +168,7 @@ mod tests {
         assert_eq!(shown["websocket"]["production_servers"], json!(["wss://a:99/b?token=***", "ws://c/"]));
         assert_eq!(shown["webhooks"], json!([{ "url": "https://a/?key=***", "secret": "***" }]));
         assert_eq!(shown["ota"]["upstream"], "http://console/ota/?key=***");
+        assert_eq!(shown["cluster"]["redis"], "redis://u:***@r:6379/0");
         let health_url = "https://h/?key=***";
         let server =
             json!({ "url": "ws://a/?***", "framing": "raw", "token": "***", "health_url": health_url });

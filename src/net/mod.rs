@@ -19,6 +19,8 @@
 
 mod admin;
 pub mod backend;
+#[cfg(feature = "cluster")]
+pub(crate) mod cluster;
 mod error;
 pub mod event_loop;
 mod event_stream;

@@ -57,6 +57,9 @@ pub(crate) enum TimerKind {
     Restart,
     /// Give memory back after a peak.
     TrimMemory,
+    /// A deadline of the connections to Redis.
+    #[cfg(feature = "cluster")]
+    Redis,
     /// Say what a drain waits for, or end it.
     Drain,
     /// The grace period of the shutdown is over.

@@ -3,6 +3,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
+#[cfg(feature = "cluster")]
+use crate::cluster::Connection;
 use crate::net::event_loop::token::{AdminId, ListenerKind, OtaId, SessionId};
 
 /// A unit of work.
@@ -27,6 +29,9 @@ pub(crate) enum Task {
     AdminHandshake(AdminId),
     AcceptOta,
     Ota(OtaId),
+    /// Redis has sent more than is read at once.
+    #[cfg(feature = "cluster")]
+    Redis(Connection),
 }
 
 /// Waiting tasks, in order of arrival. A task is queued only once, so a peer that sends without end gets one budget per

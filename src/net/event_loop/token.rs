@@ -90,8 +90,14 @@ pub(crate) const OTA: usize = 6;
 
 /// The channel to the processes that have replaced this one.
 pub(crate) const OWN_CHANNEL: usize = 7;
+/// The connection to Redis for commands.
+#[cfg(feature = "cluster")]
+pub(crate) const REDIS_COMMANDS: usize = 8;
+/// The connection to Redis that gets the messages of channels.
+#[cfg(feature = "cluster")]
+pub(crate) const REDIS_SUBSCRIBER: usize = 9;
 /// The channel to the earlier process of generation 0; those of the other generations follow.
-pub(crate) const PREDECESSOR: usize = 8;
+pub(crate) const PREDECESSOR: usize = 10;
 
 /// The reverse of [`token`].
 pub fn from_token(token: Token) -> (Role, usize) {

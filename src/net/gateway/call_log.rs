@@ -68,7 +68,10 @@ impl Gateway {
 
     pub(super) fn log_event(&mut self, id: SessionId, event: &LogEvent) {
         let level = match event {
-            LogEvent::Connected { resumed } => return self.log_connected(id, *resumed),
+            LogEvent::Connected { resumed } => {
+                self.register_device(id);
+                return self.log_connected(id, *resumed);
+            }
             LogEvent::ConnectionLost { .. } => self.change_level(Change::Left),
             LogEvent::CallStarted { .. }
             | LogEvent::Resumed(_)

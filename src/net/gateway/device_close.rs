@@ -16,6 +16,7 @@ impl Gateway {
             && let Some(mac) = session.core.client_id().map(|client_id| client_id.mac())
         {
             self.sessions.index.remove_device(mac, id);
+            self.unregister_device(id, mac);
             self.on_device_absent(mac);
         }
         let Some(session) = self.sessions.live(id) else { return };

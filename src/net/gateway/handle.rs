@@ -14,12 +14,18 @@ use log::error;
 use mio::Waker;
 
 use crate::admin::event::Event;
+#[cfg(feature = "cluster")]
+use crate::cluster::GatewayId;
 use crate::config::{Config, Source};
 use crate::net::admin::pending::{AdminRequest, AdminResponse};
 use crate::net::error::BindError;
 use crate::net::gateway::Gateway;
+#[cfg(feature = "cluster")]
+use crate::net::gateway::cluster::DeviceChange;
 use crate::net::gateway::upgrades::UpgradeStep;
 use crate::net::gateway::workers::HandOff;
+#[cfg(feature = "cluster")]
+use crate::proto::identity::Mac;
 use crate::session::RelayBatch;
 
 /// What other threads send to the loop.
@@ -36,6 +42,16 @@ pub(crate) enum Command {
     Relay {
         from: usize,
         batch: Box<RelayBatch>,
+    },
+    /// From another worker: what happens to a device, for Redis.
+    #[cfg(feature = "cluster")]
+    DeviceChange(DeviceChange),
+    /// From the leader: a device of this worker has connected to another gateway, later than this connection.
+    #[cfg(feature = "cluster")]
+    ConnectedElsewhere {
+        mac: Mac,
+        connection: u32,
+        by: GatewayId,
     },
     /// From another worker: there may be a slot for a dial that waits.
     StartDials,
@@ -72,6 +88,12 @@ impl Handle {
     pub(crate) fn new(waker: Arc<Waker>) -> (Self, Receiver<Command>) {
         let (commands, receiver) = mpsc::channel();
         (Self { commands, waker }, receiver)
+    }
+
+    /// Wakes the loop.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn waker(&self) -> Arc<Waker> {
+        self.waker.clone()
     }
 
     /// Stops the gateway: devices in a call get a goodbye, WebSockets are closed with code 1001, and [`Gateway::run`]

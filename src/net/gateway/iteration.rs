@@ -44,6 +44,7 @@ impl Gateway {
             self.fire_timers();
         }
         self.serve_event_streams();
+        self.advance_cluster();
         self.flush();
         self.reap();
         self.workers.publish_connections(self.sessions.without_lingering());
@@ -126,6 +127,7 @@ impl Gateway {
             Role::Fixed if slot == API => self.run_unless_queued(Task::AcceptAdmin),
             Role::Fixed if slot == OTA => self.run_or_queue(Task::AcceptOta),
             Role::Fixed if slot == WAKEUP => self.wakeup.expired(),
+            Role::Fixed if self.on_cluster_event(slot, event) => {}
             Role::Fixed if slot == OWN_CHANNEL => self.on_own_channel_readable(),
             Role::Fixed if slot >= PREDECESSOR => self.on_predecessor_readable((slot - PREDECESSOR) as u32),
             Role::Fixed => self.drain_commands(),
@@ -196,6 +198,8 @@ impl Gateway {
             Task::Admin(id) | Task::AdminHandshake(id) => self.drive_admin(id),
             Task::AcceptOta => self.ota.accept(&mut self.io),
             Task::Ota(id) => self.drive_ota(id),
+            #[cfg(feature = "cluster")]
+            Task::Redis(connection) => self.on_redis_ready(connection),
         }
     }
 
@@ -203,6 +207,8 @@ impl Gateway {
     fn drain_commands(&mut self) {
         self.connector.collect_resolved(&mut self.sessions, &mut self.io);
         self.ota.collect_resolved(&mut self.io);
+        #[cfg(feature = "cluster")]
+        self.cluster.client.collect_resolved(&mut self.io);
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop(grace) => self.stop(grace),
@@ -216,6 +222,12 @@ impl Gateway {
                     let _ = self.reload_file();
                 }
                 Command::HandOff(hand_off) => self.accept_hand_off(*hand_off),
+                #[cfg(feature = "cluster")]
+                Command::DeviceChange(change) => self.on_device_change(change),
+                #[cfg(feature = "cluster")]
+                Command::ConnectedElsewhere { mac, connection, by } => {
+                    self.on_connected_elsewhere(mac, connection, by);
+                }
                 Command::StartDials => self.io.run_queue.push(Task::StartDials),
                 Command::Relay { from, batch } => self.on_relay(from, *batch),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
@@ -281,6 +293,8 @@ impl Gateway {
                 TimerKind::ConnectionSummary => self.connection_log.write_summary(),
                 TimerKind::Restart => self.on_restart_timer(),
                 TimerKind::TrimMemory => self.trim_memory(),
+                #[cfg(feature = "cluster")]
+                TimerKind::Redis => self.on_redis_timer(tick),
                 TimerKind::Drain => self.on_drain_timer(),
                 TimerKind::Stop => {}
             }

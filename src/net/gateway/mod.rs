@@ -8,6 +8,8 @@ pub(crate) mod audio_events;
 pub(crate) mod backend_events;
 pub(crate) mod broadcast;
 pub(crate) mod call_log;
+#[cfg_attr(not(feature = "cluster"), path = "cluster_absent.rs")]
+pub(crate) mod cluster;
 pub(crate) mod dashboard_requests;
 pub(crate) mod device_calls;
 pub(crate) mod device_close;
@@ -59,6 +61,7 @@ use crate::net::event_loop::token::{self, WAKER, WAKEUP};
 use crate::net::event_loop::wakeup::Wakeup;
 use crate::net::event_stream::EventStream;
 use crate::net::gateway::broadcast::Broadcasts;
+use crate::net::gateway::cluster::ClusterPart;
 use crate::net::gateway::device_calls::DeviceCalls;
 use crate::net::gateway::events::CertificatesTold;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
@@ -122,6 +125,7 @@ pub struct Gateway {
     device_calls: DeviceCalls,
     relay: Relay,
     broadcasts: Broadcasts,
+    cluster: ClusterPart,
     workers: Workers,
     lifecycle: Lifecycle,
     upgrades: Upgrades,
@@ -187,6 +191,7 @@ impl Gateway {
         if !sockets.others.is_empty() {
             Workers::spawn(&mut gateway, sockets.others)?;
         }
+        gateway.start_cluster().map_err(|error| BindError::Setup("choose a random id", error.into()))?;
         gateway.poll_health();
         gateway.configure_webhooks();
         Ok(gateway)
@@ -235,6 +240,7 @@ impl Gateway {
             device_calls: DeviceCalls::default(),
             relay: Relay::default(),
             broadcasts: Broadcasts::default(),
+            cluster: ClusterPart::default(),
             workers: Workers::default(),
             lifecycle: Lifecycle::new(source),
             upgrades: Upgrades::default(),

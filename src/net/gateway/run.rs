@@ -48,6 +48,7 @@ impl Gateway {
             self.run_once(&mut events)?;
         }
         self.connection_log.write_summary();
+        self.leave_cluster();
         if self.lifecycle.phase() == Phase::Draining && self.workers.is_leader() {
             info!("drained: the last call has ended");
             self.sd_notify.stopping();

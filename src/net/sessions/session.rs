@@ -30,6 +30,9 @@ pub(crate) struct Session {
     pub(crate) closing: bool,
     /// It is only a WebSocket that waits for the chat server to close it.
     pub(super) lingering: bool,
+    /// The number of its present or last connection, for the other gateways. 0 when there are none.
+    #[cfg(feature = "cluster")]
+    pub(crate) connection_number: u32,
     /// Bytes buffered above the free allowance when last accounted.
     pub(crate) accounted_bytes: u32,
 }

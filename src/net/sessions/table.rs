@@ -55,6 +55,8 @@ impl Sessions {
             dirty: false,
             closing: false,
             lingering,
+            #[cfg(feature = "cluster")]
+            connection_number: 0,
             accounted_bytes: 0,
         };
         SessionId { slot: self.slab.insert(session) as u32, epoch }

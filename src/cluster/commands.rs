@@ -1,0 +1,279 @@
+//! Commands to Redis and what follows from their replies, and the messages of the channels.
+
+use std::time::Instant;
+
+use super::core::{Cluster, DISTRUST, Expect, Expected};
+use super::frame::{self, Frame, kind};
+use super::link::Connection;
+use super::name::{NAME_TTL_S, NameStep, REFRESH};
+use super::resp::Reply;
+use super::{FIRST_KIND, GatewayId, Outcome};
+
+/// Takes a key for a value unless it has another one. Returns an empty text, or that other one.
+const HOLD: &[u8] = b"local v=redis.call('GET',KEYS[1]) if v and v~=ARGV[1] then return v end \
+    redis.call('SET',KEYS[1],ARGV[1],'EX',ARGV[2]) return ''";
+/// Replaces one value by another; also where there is none.
+pub(super) const REPLACE: &[u8] = b"local v=redis.call('GET',KEYS[1]) if v and v~=ARGV[1] then return 0 end \
+    redis.call('SET',KEYS[1],ARGV[2],'EX',ARGV[3]) return 1";
+/// Deletes a key while it has this value.
+pub(super) const DELETE: &[u8] =
+    b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0";
+
+/// Errors after which the connection is of no use: a replica after a failover, a server that starts.
+const FATAL_ERRORS: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "UNKILLABLE"];
+
+impl Cluster {
+    /// The first commands of a connection.
+    pub(super) fn greet(&mut self, connection: Connection, now: Instant) {
+        let mut greeting: Vec<(Vec<Vec<u8>>, Expect)> = Vec::new();
+        let mut add = |parts: &[&[u8]], what| {
+            greeting.push((parts.iter().map(|part| part.to_vec()).collect(), what));
+        };
+        let settings = self.settings.clone();
+        match (&settings.user, &settings.password) {
+            (Some(user), password) => {
+                add(&[b"AUTH", user.as_bytes(), password.as_deref().unwrap_or_default()], Expect::Login);
+            }
+            (None, Some(password)) => add(&[b"AUTH", password], Expect::Login),
+            (None, None) => {}
+        }
+        if settings.database != 0 && connection == Connection::Commands {
+            add(&[b"SELECT", settings.database.to_string().as_bytes()], Expect::Login);
+        }
+        let client = format!("{}:{}", settings.prefix, self.id);
+        add(&[b"CLIENT", b"SETNAME", client.as_bytes()], Expect::Anything);
+        match connection {
+            Connection::Commands => {
+                add(&[b"PING"], Expect::Greeted);
+                for (parts, what) in greeting {
+                    let parts: Vec<_> = parts.iter().map(Vec::as_slice).collect();
+                    self.command(&parts, what, now);
+                }
+            }
+            // Its replies are told apart by what they are.
+            Connection::Subscriber => {
+                let own = self.channel_of(self.id);
+                add(&[b"SUBSCRIBE", own.as_bytes(), self.key("all").as_bytes()], Expect::Anything);
+                for (parts, _) in greeting {
+                    self.subscriber.command(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+
+    /// The reply to the oldest command without one.
+    pub(super) fn on_reply(&mut self, reply: Reply, now: Instant) {
+        let Some(Expected { what, sent }) = self.expected.pop_front() else {
+            // An error without a command: too many clients, for one.
+            let reason = match reply {
+                Reply::Error(text) => text,
+                _ => "Redis sent a reply without a command".to_owned(),
+            };
+            return self.give_up(Connection::Commands, &reason, now);
+        };
+        if let Reply::Error(text) = &reply {
+            let is_fatal = matches!(what, Expect::Login | Expect::Greeted)
+                || FATAL_ERRORS.iter().any(|fatal| text.starts_with(fatal))
+                || text.contains("max number of clients");
+            if is_fatal {
+                return self.give_up(Connection::Commands, &text.clone(), now);
+            }
+            if what != Expect::Anything {
+                self.refused(&reply, now);
+            }
+        }
+        match what {
+            Expect::Login | Expect::Anything => {}
+            Expect::Greeted => self.accepted(now),
+            Expect::Name(step) => self.on_name_reply(step, &reply, now),
+            Expect::Probe => {
+                self.round_trips.push(now.saturating_duration_since(sent));
+                if reply == Reply::Integer(0) && self.subscriber.is_ready() {
+                    self.give_up(Connection::Subscriber, "Redis has no subscription of this gateway", now);
+                }
+            }
+            Expect::Published(to) => {
+                if reply == Reply::Integer(0) && self.is_settled(now) {
+                    self.peer_gone(to, "nobody receives what it is sent");
+                }
+            }
+            Expect::Connected(mac, connection) => {
+                self.on_connected_reply(mac, connection, &reply, sent, now);
+            }
+            Expect::Restored(mac, connection) => self.on_restored_reply(mac, connection, &reply),
+            Expect::Refresh(macs) => self.on_refresh_reply(&macs, reply, now),
+            Expect::Locate(token) => self.on_locate_reply(token, &reply, now),
+        }
+    }
+
+    /// Redis has accepted the connection for commands.
+    fn accepted(&mut self, now: Instant) {
+        self.commands.accepted(now);
+        self.name.next = now;
+        self.refresh_name(now);
+        self.presence.begin_fast_round(now);
+        if std::mem::replace(&mut self.was_connected, true) {
+            self.distrusted_until = Some(now + DISTRUST);
+        }
+        self.probe_now(now);
+    }
+
+    // ----- the name -----------------------------------------------------------------------------------------------
+
+    pub(super) fn refresh_name(&mut self, now: Instant) {
+        self.name.next = now + REFRESH;
+        let current = self.name.current();
+        // It may be free by now. While its holder is heard, Redis has lost the key.
+        let wanted = self.name.wanted().to_owned();
+        let is_free = self.is_settled(now) && !self.peers.all().any(|peer| peer.info.name == wanted);
+        if self.name.is_held && current != wanted && is_free {
+            self.hold_name(wanted, now);
+        }
+        self.hold_name(current, now);
+    }
+
+    fn hold_name(&mut self, name: String, now: Instant) {
+        let (key, id) = (self.key(&format!("gateway:{name}")), self.id.to_string());
+        let parts: [&[u8]; 6] = [b"EVAL", HOLD, b"1", key.as_bytes(), id.as_bytes(), NAME_TTL_S.as_bytes()];
+        self.command(&parts, Expect::Name(NameStep::Hold(name)), now);
+    }
+
+    pub(super) fn release_name(&mut self, name: &str, now: Instant) {
+        let (key, id) = (self.key(&format!("gateway:{name}")), self.id.to_string());
+        self.command(&[b"EVAL", DELETE, b"1", key.as_bytes(), id.as_bytes()], Expect::Anything, now);
+    }
+
+    fn on_name_reply(&mut self, step: NameStep, reply: &Reply, now: Instant) {
+        match (step, reply) {
+            // A name that cannot be written is used without that.
+            (NameStep::Hold(name), Reply::Error(_)) => self.name_is_held(&name, now),
+            (NameStep::Hold(name), reply) => match reply.bytes() {
+                Some(b"") => self.name_is_held(&name, now),
+                Some(holder) => self.probe_holder(name, holder, now),
+                None => {}
+            },
+            (NameStep::Probe(name, holder), Reply::Integer(0)) => self.take_name_over(name, &holder, now),
+            (NameStep::Probe(name, holder), _) if name == self.name.current() => {
+                let holder = std::str::from_utf8(&holder).ok().and_then(|text| text.parse().ok());
+                let Some(holder) = holder else { return };
+                let instead = self.name.take_next(now);
+                self.outcomes.push(Outcome::NameTaken { name, holder, instead });
+                self.refresh_name(now);
+            }
+            (NameStep::Probe(..), _) => {}
+            (NameStep::TakeOver(name), Reply::Integer(1)) => self.name_is_held(&name, now),
+            // Somebody was faster.
+            (NameStep::TakeOver(_), _) => self.name.next = now,
+        }
+    }
+
+    fn name_is_held(&mut self, name: &str, now: Instant) {
+        if let Some(before) = self.name.hold(name) {
+            self.release_name(&before, now);
+            self.announce_soon(now);
+        }
+    }
+
+    /// Another run of a gateway has the name: one that runs, or one that has ended a moment ago.
+    fn probe_holder(&mut self, name: String, holder: &[u8], now: Instant) {
+        let id: Option<GatewayId> = std::str::from_utf8(holder).ok().and_then(|text| text.parse().ok());
+        let Some(id) = id else {
+            self.counters.malformed += 1;
+            return self.take_name_over(name, holder, now);
+        };
+        let (channel, frame) = (self.channel_of(id), self.frame(kind::PROBE, b""));
+        let what = Expect::Name(NameStep::Probe(name, holder.to_vec()));
+        self.command(&[b"PUBLISH", channel.as_bytes(), &frame], what, now);
+    }
+
+    fn take_name_over(&mut self, name: String, from: &[u8], now: Instant) {
+        let (key, id) = (self.key(&format!("gateway:{name}")), self.id.to_string());
+        let parts: [&[u8]; 7] =
+            [b"EVAL", REPLACE, b"1", key.as_bytes(), from, id.as_bytes(), NAME_TTL_S.as_bytes()];
+        self.command(&parts, Expect::Name(NameStep::TakeOver(name)), now);
+    }
+
+    // ----- channels -----------------------------------------------------------------------------------------------
+
+    fn frame(&self, kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Frame { from: self.id, kind, id: 0, payload }.write(&mut bytes);
+        bytes
+    }
+
+    pub(super) fn probe(&mut self, now: Instant) {
+        let (channel, frame) = (self.channel_of(self.id), self.frame(kind::PROBE, b""));
+        self.command(&[b"PUBLISH", channel.as_bytes(), &frame], Expect::Probe, now);
+    }
+
+    pub(super) fn publish_to_all(&mut self, kind: u8, payload: &[u8], now: Instant) {
+        let (channel, frame) = (self.key("all"), self.frame(kind, payload));
+        self.command(&[b"PUBLISH", channel.as_bytes(), &frame], Expect::Anything, now);
+    }
+
+    pub(super) fn publish(&mut self, to: GatewayId, bundle: &[u8], now: Instant) {
+        self.counters.published += 1;
+        self.counters.published_bytes += bundle.len() as u64;
+        let channel = self.channel_of(to);
+        self.command(&[b"PUBLISH", channel.as_bytes(), bundle], Expect::Published(to), now);
+    }
+
+    /// What the subscriber got.
+    pub(super) fn on_message(&mut self, reply: Reply, now: Instant) {
+        let parts = match reply {
+            Reply::Error(text) if text.contains("SETNAME") || text.contains("setname") => return,
+            Reply::Error(text) => return self.give_up(Connection::Subscriber, &text, now),
+            Reply::Array(parts) => parts,
+            Reply::Text(_) | Reply::Integer(_) | Reply::Bulk(_) | Reply::Null => return,
+        };
+        match &parts[..] {
+            // The number of channels.
+            [kind, _, Reply::Integer(2)] if kind.bytes() == Some(b"subscribe") => {
+                self.subscriber.accepted(now);
+                self.probe_now(now);
+            }
+            [kind, channel, payload] if kind.bytes() == Some(b"message") => {
+                let (Some(channel), Some(payload)) = (channel.bytes(), payload.bytes()) else { return };
+                let to_all = channel == self.key("all").as_bytes();
+                self.on_frames(to_all, payload, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_frames(&mut self, to_all: bool, mut message: &[u8], now: Instant) {
+        while !message.is_empty() {
+            let Some(frame) = frame::take(&mut message) else {
+                self.counters.malformed += 1;
+                return;
+            };
+            if frame.from == self.id {
+                if !to_all && frame.kind == kind::PROBE {
+                    self.probe_heard = Some(now);
+                }
+                continue;
+            }
+            self.counters.received += 1;
+            match (to_all, frame.kind) {
+                (false, kind::PROBE) => {}
+                (false, kind::CLOSE) => self.on_close_frame(&frame),
+                (true, kind::ANNOUNCE) => match self.peers.heard(frame.from, frame.payload, now) {
+                    Some(true) => {
+                        self.outcomes.push(Outcome::PeerJoined(frame.from));
+                        self.announce_soon(now);
+                    }
+                    Some(false) => {}
+                    None => self.counters.malformed += 1,
+                },
+                (true, kind::LEAVE) => self.peer_gone(frame.from, "it has ended"),
+                (false, FIRST_KIND..) => self.outcomes.push(Outcome::Received {
+                    from: frame.from,
+                    kind: frame.kind,
+                    id: frame.id,
+                    payload: frame.payload.to_vec(),
+                }),
+                _ => self.counters.malformed += 1,
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Keeps the records of devices in Redis.
+//!
+//! Which of two connections of a device is newer is decided without clocks. A gateway to which a device connects writes its record
+//! over whatever is there and gets that back: it names the older connection, which is closed where it is. A record that is written
+//! again later, because Redis has lost it, is only written where there is none, and never closes anything. So of two records that
+//! were written at a connect, the one that Redis has is the newer one.
+
+use std::time::{Duration, Instant};
+
+use super::commands::{DELETE, REPLACE};
+use super::core::{Cluster, DISTRUST, Expect};
+use super::device_record::{DeviceRecord, Origin};
+use super::frame::{Frame, kind};
+use super::presence::{Entry, RECORD_TTL_S, Registration};
+use super::resp::Reply;
+use super::{GatewayId, Location, Outcome};
+use crate::proto::identity::Mac;
+
+/// How long Redis may take to write the record of a device that has connected. Later, the device may have connected elsewhere meanwhile,
+/// and its record there may have been overwritten, which is undone.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Cluster {
+    /// A device has connected to this gateway. `connection` is a number that the connections of this device at this gateway do not
+    /// share, `client` a hash of the client id, and `since` the time in seconds since 1970.
+    pub fn device_connected(&mut self, mac: Mac, connection: u32, client: u64, since: u64, now: Instant) {
+        let mut entry = Entry { connection, client, since, registration: Registration::None };
+        if self.can_command() {
+            entry.registration = Registration::Pending;
+            let (key, record) = (self.device_key(mac), entry.record(self.id, Origin::Connected).to_string());
+            let parts: [&[u8]; 6] =
+                [b"SET", key.as_bytes(), record.as_bytes(), b"EX", RECORD_TTL_S.as_bytes(), b"GET"];
+            self.command(&parts, Expect::Connected(mac, connection), now);
+        }
+        self.presence.insert(mac, entry, now);
+    }
+
+    /// An earlier connection of the device, with another client id, is still there after a later one has ended. Its record is written
+    /// within the next round, if there is none.
+    pub fn device_remains(&mut self, mac: Mac, connection: u32, client: u64, since: u64, now: Instant) {
+        let registration = Registration::None;
+        self.presence.insert(mac, Entry { connection, client, since, registration }, now);
+    }
+
+    /// This connection of the device has ended. Without effect when there is a newer one.
+    pub fn device_disconnected(&mut self, mac: Mac, connection: u32, now: Instant) {
+        let Some(entry) = self.presence.of(mac, connection).copied() else { return };
+        self.presence.remove(mac);
+        let origin = match entry.registration {
+            Registration::None => return,
+            Registration::Pending => Origin::Connected,
+            Registration::Done(origin) => origin,
+        };
+        if self.can_command() {
+            let (key, record) = (self.device_key(mac), entry.record(self.id, origin).to_string());
+            self.command(&[b"EVAL", DELETE, b"1", key.as_bytes(), record.as_bytes()], Expect::Anything, now);
+        }
+    }
+
+    /// The record was written. `reply` is the one before.
+    pub(super) fn on_connected_reply(
+        &mut self,
+        mac: Mac,
+        connection: u32,
+        reply: &Reply,
+        sent: Instant,
+        now: Instant,
+    ) {
+        let is_error = matches!(reply, Reply::Error(_));
+        let before = reply.bytes().and_then(DeviceRecord::parse).filter(|before| before.gateway != self.id);
+        if reply.bytes().is_some_and(|bytes| DeviceRecord::parse(bytes).is_none()) {
+            self.counters.malformed += 1;
+        }
+        let own_id = self.id;
+        let entry =
+            self.presence.of(mac, connection).filter(|entry| entry.registration == Registration::Pending);
+        let is_late = now >= sent + CONNECT_TIMEOUT;
+        let (is_gone, is_other) = (entry.is_none(), self.presence_has(mac));
+        let Some(entry) = self.presence.of(mac, connection) else {
+            // It has disconnected, and the record was deleted, unless a newer connection has written one.
+            if let Some(before) = before.filter(|_| is_gone && !is_other) {
+                self.replace(mac, "", before, now);
+            }
+            return;
+        };
+        entry.registration =
+            if is_error { Registration::None } else { Registration::Done(Origin::Connected) };
+        let Some(before) = before else { return };
+        let entry = *entry;
+        if is_late {
+            self.set_registration(mac, Registration::None);
+            let own = entry.record(own_id, Origin::Connected).to_string();
+            return self.replace(mac, &own, before, now);
+        }
+        if before.client == entry.client {
+            let frame = Frame {
+                from: own_id,
+                kind: kind::CLOSE,
+                id: before.connection.into(),
+                payload: &mac.bytes(),
+            };
+            if let Some(bundle) = self.outbox.add(before.gateway, &frame) {
+                self.publish(before.gateway, &bundle, now);
+            }
+        }
+    }
+
+    fn presence_has(&mut self, mac: Mac) -> bool {
+        self.presence.get_mut(mac).is_some()
+    }
+
+    fn set_registration(&mut self, mac: Mac, registration: Registration) {
+        if let Some(entry) = self.presence.get_mut(mac) {
+            entry.registration = registration;
+        }
+    }
+
+    /// Writes a record where there is none or this one.
+    fn replace(&mut self, mac: Mac, expected: &str, record: DeviceRecord, now: Instant) {
+        let (key, record) = (self.device_key(mac), record.to_string());
+        let parts: [&[u8]; 7] = [
+            b"EVAL",
+            REPLACE,
+            b"1",
+            key.as_bytes(),
+            expected.as_bytes(),
+            record.as_bytes(),
+            RECORD_TTL_S.as_bytes(),
+        ];
+        self.command(&parts, Expect::Anything, now);
+    }
+
+    /// Looks at the records of some devices, when that is due.
+    pub(super) fn refresh_presence(&mut self, now: Instant) {
+        while self.can_command() {
+            let Some(macs) = self.presence.next_chunk(now) else { return };
+            if macs.is_empty() {
+                continue;
+            }
+            let keys: Vec<String> = macs.iter().map(|mac| self.device_key(*mac)).collect();
+            let parts: Vec<&[u8]> =
+                [&b"MGET"[..]].into_iter().chain(keys.iter().map(String::as_bytes)).collect();
+            self.command(&parts, Expect::Refresh(macs), now);
+        }
+    }
+
+    pub(super) fn on_refresh_reply(&mut self, macs: &[Mac], reply: Reply, now: Instant) {
+        let Reply::Array(values) = reply else { return };
+        let mut lost = false;
+        for (mac, value) in macs.iter().zip(values) {
+            let Some(entry) = self.presence.get_mut(*mac) else { continue };
+            if entry.registration == Registration::Pending {
+                continue;
+            }
+            let (entry, had_one) = (*entry, matches!(entry.registration, Registration::Done(_)));
+            match (value.bytes(), value.bytes().and_then(DeviceRecord::parse)) {
+                (None, _) => {
+                    lost |= had_one;
+                    self.restore(*mac, entry, now);
+                }
+                (Some(bytes), None) => {
+                    self.counters.malformed += 1;
+                    self.restore_over(*mac, entry, bytes, now);
+                }
+                (Some(bytes), Some(found)) if found.gateway == self.id => {
+                    if found.connection != entry.connection {
+                        self.restore_over(*mac, entry, bytes, now);
+                        continue;
+                    }
+                    self.set_registration(*mac, Registration::Done(found.origin));
+                    let key = self.device_key(*mac);
+                    let parts: [&[u8]; 3] = [b"EXPIRE", key.as_bytes(), RECORD_TTL_S.as_bytes()];
+                    self.command(&parts, Expect::Anything, now);
+                }
+                (Some(_), Some(found)) => self.on_record_of_other(*mac, entry, found),
+            }
+        }
+        if lost {
+            self.distrusted_until = Some(now + DISTRUST);
+            if !self.presence.is_fast() {
+                self.presence.begin_fast_round(now);
+            }
+        }
+    }
+
+    /// Another gateway has the device too.
+    fn on_record_of_other(&mut self, mac: Mac, entry: Entry, found: DeviceRecord) {
+        self.set_registration(mac, Registration::None);
+        let was_ours = entry.registration == Registration::Done(Origin::Connected);
+        if was_ours && found.origin == Origin::Connected && found.client == entry.client {
+            // It was written over ours, so that it is newer.
+            self.connected_elsewhere(mac, entry.connection, found.gateway);
+        }
+    }
+
+    fn connected_elsewhere(&mut self, mac: Mac, connection: u32, by: GatewayId) {
+        self.counters.connected_elsewhere += 1;
+        self.outcomes.push(Outcome::ConnectedElsewhere { mac, connection, by });
+    }
+
+    /// Writes a record where there is none.
+    fn restore(&mut self, mac: Mac, entry: Entry, now: Instant) {
+        self.set_registration(mac, Registration::None);
+        let (key, record) = (self.device_key(mac), entry.record(self.id, Origin::Restored).to_string());
+        let parts: [&[u8]; 6] =
+            [b"SET", key.as_bytes(), record.as_bytes(), b"NX", b"EX", RECORD_TTL_S.as_bytes()];
+        self.command(&parts, Expect::Restored(mac, entry.connection), now);
+    }
+
+    /// Writes a record over a value that is of no use.
+    fn restore_over(&mut self, mac: Mac, entry: Entry, value: &[u8], now: Instant) {
+        self.set_registration(mac, Registration::None);
+        let (key, record) = (self.device_key(mac), entry.record(self.id, Origin::Restored).to_string());
+        let parts: [&[u8]; 7] =
+            [b"EVAL", REPLACE, b"1", key.as_bytes(), value, record.as_bytes(), RECORD_TTL_S.as_bytes()];
+        self.command(&parts, Expect::Restored(mac, entry.connection), now);
+    }
+
+    pub(super) fn on_restored_reply(&mut self, mac: Mac, connection: u32, reply: &Reply) {
+        let is_written = *reply == Reply::Integer(1) || reply.bytes() == Some(b"OK");
+        if let Some(entry) = self.presence.of(mac, connection).filter(|_| is_written) {
+            entry.registration = Registration::Done(Origin::Restored);
+        }
+    }
+
+    pub(super) fn on_locate_reply(&mut self, token: u64, reply: &Reply, now: Instant) {
+        let is_distrusted = self.distrusted_until.is_some_and(|until| now < until);
+        let location = match (reply, reply.bytes().map(DeviceRecord::parse)) {
+            (_, Some(Some(record))) => Location::At(record.gateway),
+            (Reply::Null, _) if !is_distrusted => Location::Nowhere,
+            _ => Location::Unknown,
+        };
+        self.outcomes.push(Outcome::Located { token, location });
+    }
+
+    /// The device has connected to another gateway.
+    pub(super) fn on_close_frame(&mut self, frame: &Frame<'_>) {
+        let (Ok(mac), Ok(connection)) = (<[u8; 6]>::try_from(frame.payload), u32::try_from(frame.id)) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let mac = Mac::from(mac);
+        if let Some(entry) = self.presence.of(mac, connection) {
+            // Redis has the record of the other gateway.
+            entry.registration = Registration::None;
+            self.connected_elsewhere(mac, connection, frame.from);
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! This gateway's two connections to Redis, which know nothing of what passes over them: [`Cluster`] decides.
+
+mod socket;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::debug;
+use mio::Waker;
+
+use crate::cluster::{
+    Action, Cluster, ClusterState, Connection, Counters, GatewayId, Outcome, OwnInfo, Peer, SendError,
+    Settings,
+};
+use crate::config::Config;
+use crate::net::backend::dial::DialContext;
+use crate::net::backend::resolver::Resolver;
+use crate::net::backend::tls::TlsClient;
+use crate::net::cluster::socket::{Progress, Socket};
+use crate::net::event_loop::io::{Io, TimerKind};
+use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::token::{self, REDIS_COMMANDS, REDIS_SUBSCRIBER};
+use crate::proto::identity::Mac;
+
+/// Bytes per read.
+const READ_SIZE: usize = 64 << 10;
+/// Reads per connection and iteration.
+const READ_BUDGET: usize = 8;
+
+/// The way to the other gateways; off unless there is a `cluster.redis`, and in all workers but the first.
+#[derive(Default)]
+pub(crate) struct ClusterClient(Option<Box<Client>>);
+
+struct Client {
+    cluster: Cluster,
+    commands: Socket,
+    subscriber: Socket,
+    resolver: Resolver,
+    tls: TlsClient,
+    read_buffer: Box<[u8]>,
+    last_lookup_id: u64,
+    /// The tick of the one live entry in the timer wheel.
+    armed_tick: Option<u64>,
+}
+
+#[allow(dead_code, reason = "requests and calls between gateways use the rest")]
+impl ClusterClient {
+    /// Begins to connect at the first [`ClusterClient::advance`]. The waker wakes the loop when a name has been resolved.
+    pub(crate) fn start(&mut self, id: GatewayId, host_name: &str, waker: Arc<Waker>, io: &Io) {
+        let config = &io.config.cluster;
+        let Some(redis) = &config.redis else { return };
+        let settings = Settings {
+            name: config.name.clone().unwrap_or_else(|| host_name.to_owned()),
+            prefix: config.prefix.clone(),
+            user: redis.user.clone(),
+            password: redis.password.as_ref().map(|password| password.as_bytes().to_vec()),
+            database: redis.database,
+        };
+        self.0 = Some(Box::new(Client {
+            cluster: Cluster::new(id, settings, io.now),
+            commands: Socket::default(),
+            subscriber: Socket::default(),
+            resolver: Resolver::new(waker),
+            tls: TlsClient::new(None, false),
+            read_buffer: vec![0; READ_SIZE].into_boxed_slice(),
+            last_lookup_id: 0,
+            armed_tick: None,
+        }));
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn cluster(&self) -> Option<&Cluster> {
+        self.0.as_ref().map(|client| &client.cluster)
+    }
+
+    fn cluster_mut(&mut self) -> Option<&mut Cluster> {
+        self.0.as_mut().map(|client| &mut client.cluster)
+    }
+
+    pub(crate) fn state(&self) -> ClusterState {
+        self.cluster().map_or(ClusterState::Off, Cluster::state)
+    }
+
+    /// This run of this gateway.
+    pub(crate) fn id(&self) -> Option<GatewayId> {
+        self.cluster().map(Cluster::id)
+    }
+
+    pub(crate) fn name(&self) -> Option<String> {
+        self.cluster().map(Cluster::name)
+    }
+
+    /// The other gateways.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.cluster().into_iter().flat_map(Cluster::peers)
+    }
+
+    /// Devices of this gateway, and those of them that Redis is known to hold.
+    pub(crate) fn devices(&self) -> (usize, usize) {
+        self.cluster().map_or((0, 0), Cluster::devices)
+    }
+
+    /// Bytes on their way to Redis, and replies that are outstanding.
+    pub(crate) fn queued(&self) -> (usize, usize) {
+        self.cluster().map_or((0, 0), |cluster| (cluster.queued(), cluster.outstanding()))
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.cluster().map_or_else(Counters::default, Cluster::counters)
+    }
+
+    /// How long Redis took to answer, since the last call.
+    pub(crate) fn take_round_trips(&mut self) -> Vec<Duration> {
+        self.cluster_mut().map(Cluster::take_round_trips).unwrap_or_default()
+    }
+
+    /// What this gateway announces from now on.
+    pub(crate) fn set_info(&mut self, info: impl FnOnce() -> OwnInfo) {
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.set_info(info());
+        }
+    }
+
+    /// A device has connected to this gateway; see [`Cluster::device_connected`].
+    pub(crate) fn device_connected(&mut self, mac: Mac, connection: u32, client: u64, since: u64, io: &Io) {
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.device_connected(mac, connection, client, since, io.now);
+        }
+    }
+
+    /// An earlier connection of a device is still there after a later one has ended; see [`Cluster::device_remains`].
+    pub(crate) fn device_remains(&mut self, mac: Mac, connection: u32, client: u64, since: u64, io: &Io) {
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.device_remains(mac, connection, client, since, io.now);
+        }
+    }
+
+    /// A connection of a device has ended.
+    pub(crate) fn device_disconnected(&mut self, mac: Mac, connection: u32, io: &Io) {
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.device_disconnected(mac, connection, io.now);
+        }
+    }
+
+    /// Asks where a device is. [`Outcome::Located`] follows, unless there is no cluster.
+    pub(crate) fn locate(&mut self, mac: Mac, token: u64, io: &Io) {
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.locate(mac, token, io.now);
+        }
+    }
+
+    /// Sends a payload that must not be lost unnoticed; see [`Cluster::send`].
+    ///
+    /// # Errors
+    /// Why it is not sent.
+    pub(crate) fn send(
+        &mut self,
+        to: GatewayId,
+        kind: u8,
+        id: u64,
+        payload: &[u8],
+        io: &Io,
+    ) -> Result<(), SendError> {
+        self.cluster_mut().ok_or(SendError::Unreachable)?.send(to, kind, id, payload, io.now)
+    }
+
+    /// Sends audio, which is dropped while Redis is slow.
+    ///
+    /// # Errors
+    /// Why it is not sent.
+    pub(crate) fn send_audio(
+        &mut self,
+        to: GatewayId,
+        kind: u8,
+        id: u64,
+        payload: &[u8],
+        io: &Io,
+    ) -> Result<(), SendError> {
+        self.cluster_mut().ok_or(SendError::Unreachable)?.send_audio(to, kind, id, payload, io.now)
+    }
+
+    /// This gateway ends: the others are told.
+    pub(crate) fn leave(&mut self, io: &mut Io) {
+        if let Some(client) = &mut self.0 {
+            client.cluster.leave(io.now);
+            client.write(io);
+        }
+    }
+
+    /// Reads from a connection, or continues to make it.
+    pub(crate) fn on_ready(&mut self, connection: Connection, io: &mut Io) {
+        if let Some(client) = &mut self.0 {
+            client.on_ready(connection, io);
+        }
+    }
+
+    /// Handles the answers of the resolver.
+    pub(crate) fn collect_resolved(&mut self, io: &mut Io) {
+        let Some(client) = &mut self.0 else { return };
+        let mut resolved = Vec::new();
+        client.resolver.take_finished(io.now, &mut resolved);
+        for (id, answer) in resolved {
+            for connection in [Connection::Commands, Connection::Subscriber] {
+                if client.socket(connection).resolved(id, &answer) {
+                    client.on_ready(connection, io);
+                }
+            }
+        }
+    }
+
+    /// The timer has expired.
+    pub(crate) fn on_timer(&mut self, tick: u64, io: &mut Io) {
+        let Some(client) = self.0.as_mut().filter(|client| client.armed_tick == Some(tick)) else { return };
+        client.armed_tick = None;
+        for connection in [Connection::Commands, Connection::Subscriber] {
+            // It may be time for the next address.
+            if client.socket(connection).is_dialing() {
+                client.on_ready(connection, io);
+            }
+        }
+        client.cluster.on_timeout(io.now);
+    }
+
+    /// At the end of an iteration: what has happened. To be called again until that is nothing; then everything is written.
+    pub(crate) fn advance(&mut self, io: &mut Io) -> Vec<Outcome> {
+        let Some(client) = &mut self.0 else { return Vec::new() };
+        client.act(io);
+        let outcomes = client.cluster.take_outcomes();
+        if outcomes.is_empty() {
+            client.cluster.flush(io.now);
+            client.write(io);
+            client.arm(io);
+        }
+        outcomes
+    }
+}
+
+impl Client {
+    fn socket(&mut self, connection: Connection) -> &mut Socket {
+        match connection {
+            Connection::Commands => &mut self.commands,
+            Connection::Subscriber => &mut self.subscriber,
+        }
+    }
+
+    /// Carries out what the cluster has decided about the sockets.
+    fn act(&mut self, io: &mut Io) {
+        for action in self.cluster.take_actions() {
+            match action {
+                Action::Connect(connection) => self.connect(connection, io),
+                Action::Close(connection) => *self.socket(connection) = Socket::default(),
+            }
+        }
+    }
+
+    fn connect(&mut self, connection: Connection, io: &mut Io) {
+        let config = io.config.clone();
+        let Some(redis) = &config.cluster.redis else { return };
+        if connection == Connection::Commands {
+            // Read again each time, since it may have been renewed.
+            match tls_client(&config) {
+                Ok(tls) => self.tls = tls,
+                Err(reason) => return self.cluster.on_lost(connection, &reason, io.now),
+            }
+        }
+        self.last_lookup_id += 1;
+        let (id, target) = (self.last_lookup_id, &redis.target);
+        let answer = self.resolver.lookup(&target.host, target.port, id, false, io.now);
+        *self.socket(connection) = Socket::resolving(id);
+        if let Some(answer) = answer {
+            self.socket(connection).resolved(id, &answer);
+            self.on_ready(connection, io);
+        }
+    }
+
+    fn on_ready(&mut self, connection: Connection, io: &mut Io) {
+        let config = io.config.clone();
+        let Some(redis) = &config.cluster.redis else { return };
+        let token = match connection {
+            Connection::Commands => token::fixed(REDIS_COMMANDS),
+            Connection::Subscriber => token::fixed(REDIS_SUBSCRIBER),
+        };
+        let Self { cluster, commands, subscriber, tls, read_buffer, .. } = self;
+        let socket = match connection {
+            Connection::Commands => commands,
+            Connection::Subscriber => subscriber,
+        };
+        let mut cx = DialContext { registry: &io.registry, token, now: io.now, tls };
+        match socket.dial(&redis.target, &mut cx) {
+            Ok(Progress::Connected) => {
+                debug!("redis: connected to {redis}");
+                cluster.on_connected(connection, io.now);
+            }
+            Ok(Progress::Open) => {}
+            Ok(Progress::Waiting) => return,
+            Err(reason) => {
+                *socket = Socket::default();
+                return cluster.on_lost(connection, &reason, io.now);
+            }
+        }
+        for _ in 0..READ_BUDGET {
+            let reason = match socket.read(read_buffer) {
+                Ok(Some(0)) => "Redis has closed the connection".to_owned(),
+                Ok(Some(len)) => {
+                    cluster.on_bytes(connection, &read_buffer[..len], io.now);
+                    continue;
+                }
+                Ok(None) => return,
+                Err(error) => error.to_string(),
+            };
+            *socket = Socket::default();
+            return cluster.on_lost(connection, &reason, io.now);
+        }
+        io.run_queue.push(Task::Redis(connection));
+    }
+
+    /// Writes what the sockets take.
+    fn write(&mut self, io: &mut Io) {
+        for connection in [Connection::Commands, Connection::Subscriber] {
+            let output = self.cluster.take_output(connection);
+            match self.socket(connection).write(&output) {
+                Ok(unwritten) => self.cluster.set_unwritten(connection, unwritten),
+                Err(error) => {
+                    *self.socket(connection) = Socket::default();
+                    self.cluster.on_lost(connection, &error.to_string(), io.now);
+                }
+            }
+        }
+    }
+
+    fn arm(&mut self, io: &mut Io) {
+        let dials = [self.commands.next_step_at(), self.subscriber.next_step_at()];
+        let at = dials.into_iter().flatten().fold(self.cluster.deadline(), |at, dial| at.min(dial));
+        let tick = io.timers.tick(at);
+        if self.armed_tick.is_none_or(|armed| tick < armed) {
+            self.armed_tick = Some(io.timers.arm(at, TimerKind::Redis));
+        }
+    }
+}
+
+/// Reads the CA file, if there is one.
+fn tls_client(config: &Config) -> Result<TlsClient, String> {
+    let path = config.cluster.ca_file.as_ref();
+    let read = |path: &PathBuf| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+    Ok(TlsClient::new(path.map(read).transpose()?, false))
+}

@@ -1,0 +1,253 @@
+//! The other gateways: what devices and Redis do, told to each other. The first worker has the connections to Redis.
+
+use std::time::SystemTime;
+
+use getrandom::Error as RandomError;
+use log::{info, warn};
+use mio::event::Event;
+use sha2::{Digest, Sha256};
+
+use crate::cluster::{Connection, GatewayId, Outcome, OwnInfo};
+use crate::net::cluster::ClusterClient;
+use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::token::{REDIS_COMMANDS, REDIS_SUBSCRIBER, SessionId};
+use crate::net::gateway::Gateway;
+use crate::net::gateway::handle::Command;
+use crate::net::log_limiter::{LogLimiter, suppressed_suffix};
+use crate::proto::identity::{ClientId, Mac};
+use crate::session::Core;
+
+/// A worker's part in the cluster.
+pub(crate) struct ClusterPart {
+    pub(crate) client: ClusterClient,
+    /// The number of the last device's connection.
+    last_connection: u32,
+    /// Lines about other gateways, which anybody may announce who can write to Redis.
+    peer_log: LogLimiter<()>,
+}
+
+impl Default for ClusterPart {
+    fn default() -> Self {
+        Self {
+            client: ClusterClient::default(),
+            last_connection: 0,
+            peer_log: LogLimiter::new(10, std::time::Duration::from_secs(1)),
+        }
+    }
+}
+
+/// What happens to a device, for the worker with the connections to Redis.
+pub(crate) enum DeviceChange {
+    /// It has connected. `client` is a hash of the client id, `since` in seconds since 1970.
+    Connected { mac: Mac, connection: u32, client: u64, since: u64 },
+    /// This connection has ended.
+    Disconnected { mac: Mac, connection: u32 },
+    /// A later connection has ended, of another client id; this one is still there.
+    Remains { mac: Mac, connection: u32, client: u64, since: u64 },
+}
+
+impl Gateway {
+    /// Begins to connect to Redis, if one is configured. Only the first worker does.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub(super) fn start_cluster(&mut self) -> Result<(), RandomError> {
+        let id = GatewayId(getrandom::u64()?);
+        let host_name = host_name();
+        self.cluster.client.start(id, &host_name, self.handle.waker(), &self.io);
+        self.announce_info();
+        // Arms the first timer.
+        self.advance_cluster();
+        Ok(())
+    }
+
+    fn announce_info(&mut self) {
+        let (devices, calls) = (self.all_devices(), self.all_calls());
+        let (addresses, draining) = (self.addresses, self.lifecycle.is_draining());
+        self.cluster.client.set_info(|| OwnInfo {
+            name: String::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mqtt: addresses.mqtt.to_string(),
+            udp: addresses.udp.to_string(),
+            api: addresses.api.map(|api| api.to_string()).unwrap_or_default(),
+            devices,
+            calls,
+            draining,
+        });
+    }
+
+    /// An event of one of the connections to Redis. False when it is of another source.
+    pub(super) fn on_cluster_event(&mut self, slot: usize, event: &Event) -> bool {
+        let connection = match slot {
+            REDIS_COMMANDS => Connection::Commands,
+            REDIS_SUBSCRIBER => Connection::Subscriber,
+            _ => return false,
+        };
+        // What is to be written is written at the end of each iteration.
+        let _ = event;
+        if !self.io.run_queue.contains(Task::Redis(connection)) {
+            self.on_redis_ready(connection);
+        }
+        true
+    }
+
+    pub(super) fn on_redis_ready(&mut self, connection: Connection) {
+        self.cluster.client.on_ready(connection, &mut self.io);
+    }
+
+    pub(super) fn on_redis_timer(&mut self, tick: u64) {
+        self.announce_info();
+        self.cluster.client.on_timer(tick, &mut self.io);
+    }
+
+    /// At the end of an iteration, before all else is written.
+    pub(super) fn advance_cluster(&mut self) {
+        loop {
+            let outcomes = self.cluster.client.advance(&mut self.io);
+            if outcomes.is_empty() {
+                return;
+            }
+            for outcome in outcomes {
+                self.on_cluster_outcome(outcome);
+            }
+        }
+    }
+
+    /// The gateway ends.
+    pub(super) fn leave_cluster(&mut self) {
+        self.cluster.client.leave(&mut self.io);
+    }
+
+    fn on_cluster_outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Connected { name } => self.on_redis_connected(&name),
+            Outcome::Unreachable(reason) => {
+                let redis =
+                    self.io.config.cluster.redis.as_ref().map(ToString::to_string).unwrap_or_default();
+                warn!(
+                    "cluster: {redis} cannot be used: {reason}; this gateway serves its own devices and keeps trying"
+                );
+            }
+            Outcome::Refused(text) => warn!("cluster: Redis refused a command: {text}"),
+            Outcome::NameTaken { name, holder, instead } => {
+                warn!("cluster: another gateway (run {holder}) has the name {name}; this one is {instead}");
+            }
+            Outcome::PeerJoined(id) => {
+                let peer = self.cluster.client.peers().find(|peer| peer.id == id).cloned();
+                if let (Some(peer), Some(more)) = (peer, self.cluster.peer_log.allows((), self.io.now)) {
+                    let more = suppressed_suffix(more);
+                    info!(
+                        "cluster: gateway {} is there: version {}, {} devices{more}",
+                        peer.info.name, peer.info.version, peer.info.devices
+                    );
+                }
+            }
+            Outcome::PeerGone { name, why, .. } => {
+                if let (Some(name), Some(more)) = (name, self.cluster.peer_log.allows((), self.io.now)) {
+                    info!("cluster: gateway {name} is gone: {why}{}", suppressed_suffix(more));
+                }
+            }
+            Outcome::ConnectedElsewhere { mac, connection, by } => match self.workers.other_worker_of(mac) {
+                Some(worker) => {
+                    self.workers.send(worker, Command::ConnectedElsewhere { mac, connection, by });
+                }
+                None => self.on_connected_elsewhere(mac, connection, by),
+            },
+            // What is built on this: requests, and calls between gateways.
+            Outcome::Located { .. } | Outcome::Received { .. } => {}
+        }
+    }
+
+    fn on_redis_connected(&mut self, name: &str) {
+        let redis = self.io.config.cluster.redis.as_ref().map(ToString::to_string).unwrap_or_default();
+        info!("cluster: connected to {redis} as {name}");
+    }
+
+    // ----- devices ------------------------------------------------------------------------------------------------
+
+    /// A device was admitted, or has continued its call with another connection.
+    pub(super) fn register_device(&mut self, id: SessionId) {
+        if self.io.config.cluster.redis.is_none() {
+            return;
+        }
+        self.cluster.last_connection = self.cluster.last_connection.wrapping_add(1).max(1);
+        let connection = self.cluster.last_connection;
+        let Some(session) = self.sessions.live(id) else { return };
+        session.connection_number = connection;
+        let Some(client_id) = session.core.client_id() else { return };
+        let (mac, client, since) = (client_id.mac(), client_hash(client_id), unix_seconds());
+        self.tell_cluster(DeviceChange::Connected { mac, connection, client, since });
+    }
+
+    /// The session of a device has ended, and is not found by its MAC any more.
+    pub(super) fn unregister_device(&mut self, id: SessionId, mac: Mac) {
+        let Some(connection) = self.sessions.get(id).map(|session| session.connection_number) else { return };
+        if connection == 0 {
+            return;
+        }
+        self.tell_cluster(DeviceChange::Disconnected { mac, connection });
+        let others = self.sessions.by_mac(mac).filter_map(|other| self.sessions.get(other));
+        let other =
+            others.filter(|other| other.connection_number != 0).max_by_key(|other| other.connection_number);
+        if let Some(other) = other
+            && let Some(client_id) = other.core.client_id()
+        {
+            let (connection, client) = (other.connection_number, client_hash(client_id));
+            let since = unix_seconds();
+            self.tell_cluster(DeviceChange::Remains { mac, connection, client, since });
+        }
+    }
+
+    fn tell_cluster(&mut self, change: DeviceChange) {
+        match self.workers.is_leader() {
+            true => self.on_device_change(change),
+            false => self.workers.send(0, Command::DeviceChange(change)),
+        }
+    }
+
+    /// From this worker or another one.
+    pub(super) fn on_device_change(&mut self, change: DeviceChange) {
+        let (client, io) = (&mut self.cluster.client, &self.io);
+        match change {
+            DeviceChange::Connected { mac, connection, client: hash, since } => {
+                client.device_connected(mac, connection, hash, since, io);
+            }
+            DeviceChange::Disconnected { mac, connection } => client.device_disconnected(mac, connection, io),
+            DeviceChange::Remains { mac, connection, client: hash, since } => {
+                client.device_remains(mac, connection, hash, since, io);
+            }
+        }
+    }
+
+    /// The client id of this connection has connected to another gateway. Ends the session, unless it has a later connection.
+    pub(super) fn on_connected_elsewhere(&mut self, mac: Mac, connection: u32, _by: GatewayId) {
+        let is_it = |id: &SessionId| {
+            self.sessions.get(*id).is_some_and(|session| session.connection_number == connection)
+        };
+        let found = self.sessions.by_mac(mac).find(is_it);
+        if let Some(id) = found {
+            self.drive(id, Core::on_replaced);
+        }
+    }
+}
+
+/// Tells client ids of one MAC apart.
+fn client_hash(client_id: &ClientId) -> u64 {
+    let digest = Sha256::digest(client_id.as_str());
+    digest.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte))
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The name of this machine, as far as it can be that of a gateway.
+fn host_name() -> String {
+    #[cfg(unix)]
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    #[cfg(not(unix))]
+    let name = std::env::var("COMPUTERNAME").unwrap_or_default();
+    let is_allowed = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);
+    let name: String = name.chars().filter(is_allowed).take(60).collect();
+    if name.is_empty() { "gateway".to_owned() } else { name }
+}
