@@ -10,7 +10,7 @@ use super::resp::Reply;
 use super::{FIRST_KIND, GatewayId, Outcome};
 
 /// Takes a key for a value unless it has another one. Returns an empty text, or that other one.
-const HOLD: &[u8] = b"local v=redis.call('GET',KEYS[1]) if v and v~=ARGV[1] then return v end \
+pub(super) const HOLD: &[u8] = b"local v=redis.call('GET',KEYS[1]) if v and v~=ARGV[1] then return v end \
     redis.call('SET',KEYS[1],ARGV[1],'EX',ARGV[2]) return ''";
 /// Replaces one value by another; also where there is none.
 pub(super) const REPLACE: &[u8] = b"local v=redis.call('GET',KEYS[1]) if v and v~=ARGV[1] then return 0 end \

@@ -134,6 +134,7 @@ impl Cluster {
     pub(super) fn refresh_presence(&mut self, now: Instant) {
         while self.can_command() {
             let Some(macs) = self.presence.next_chunk(now) else { return };
+            // Those behind the last ones have left.
             if macs.is_empty() {
                 continue;
             }

@@ -35,6 +35,9 @@ mod peers;
 mod presence;
 #[cfg(feature = "cluster")]
 mod resp;
+#[cfg(all(test, feature = "cluster"))]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod types;
 
 #[cfg(feature = "cluster")]

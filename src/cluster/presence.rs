@@ -121,7 +121,11 @@ impl Presence {
         // A loop that was slow does not send all at once.
         self.next = self.next.max(now - Duration::from_millis(100).min(self.round() / chunks))
             + self.round() / chunks;
-        self.cursor = chunk.last().copied().filter(|_| chunk.len() == CHUNK);
+        self.cursor = chunk.last().copied();
+        let from = self.cursor.map_or(Unbounded, Excluded);
+        if self.devices.range((from, Unbounded)).next().is_none() {
+            self.cursor = None;
+        }
         if self.cursor.is_none() {
             self.fast = false;
         }
