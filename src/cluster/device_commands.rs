@@ -35,11 +35,14 @@ impl Cluster {
         self.presence.insert(mac, entry, now);
     }
 
-    /// An earlier connection of the device, with another client id, is still there after a later one has ended. Its record is written
-    /// within the next round, if there is none.
+    /// An earlier connection of the device, or its call, is still there after a later connection has ended. Its record is written if
+    /// there is none.
     pub fn device_remains(&mut self, mac: Mac, connection: u32, client: u64, since: u64, now: Instant) {
-        let registration = Registration::None;
-        self.presence.insert(mac, Entry { connection, client, since, registration }, now);
+        let entry = Entry { connection, client, since, registration: Registration::None };
+        self.presence.insert(mac, entry, now);
+        if self.can_command() {
+            self.restore(mac, entry, now);
+        }
     }
 
     /// This connection of the device has ended. Without effect when there is a newer one.
@@ -85,20 +88,22 @@ impl Cluster {
         };
         entry.registration =
             if is_error { Registration::None } else { Registration::Done(Origin::Connected) };
-        let Some(before) = before else { return };
+        let Some(before) = before else {
+            return self.outcomes.push(Outcome::Registered { mac, connection, asked: None });
+        };
         let entry = *entry;
         if is_late {
             self.set_registration(mac, Registration::None);
             let own = entry.record(own_id, Origin::Connected).to_string();
+            self.outcomes.push(Outcome::Registered { mac, connection, asked: None });
             return self.replace(mac, &own, before, now);
         }
+        let asked = (before.client == entry.client).then_some(before.gateway);
+        self.outcomes.push(Outcome::Registered { mac, connection, asked });
         if before.client == entry.client {
-            let frame = Frame {
-                from: own_id,
-                kind: kind::CLOSE,
-                id: before.connection.into(),
-                payload: &mac.bytes(),
-            };
+            let payload = [&mac.bytes()[..], &connection.to_be_bytes()].concat();
+            let frame =
+                Frame { from: own_id, kind: kind::CLOSE, id: before.connection.into(), payload: &payload };
             if let Some(bundle) = self.outbox.add(before.gateway, &frame) {
                 self.publish(before.gateway, &bundle, now);
             }
@@ -190,13 +195,13 @@ impl Cluster {
         let was_ours = entry.registration == Registration::Done(Origin::Connected);
         if was_ours && found.origin == Origin::Connected && found.client == entry.client {
             // It was written over ours, so that it is newer.
-            self.connected_elsewhere(mac, entry.connection, found.gateway);
+            self.connected_elsewhere(mac, entry.connection, found.gateway, found.connection);
         }
     }
 
-    fn connected_elsewhere(&mut self, mac: Mac, connection: u32, by: GatewayId) {
+    fn connected_elsewhere(&mut self, mac: Mac, connection: u32, by: GatewayId, later: u32) {
         self.counters.connected_elsewhere += 1;
-        self.outcomes.push(Outcome::ConnectedElsewhere { mac, connection, by });
+        self.outcomes.push(Outcome::ConnectedElsewhere { mac, connection, by, later });
     }
 
     /// Writes a record where there is none.
@@ -236,15 +241,17 @@ impl Cluster {
 
     /// The device has connected to another gateway.
     pub(super) fn on_close_frame(&mut self, frame: &Frame<'_>) {
-        let (Ok(mac), Ok(connection)) = (<[u8; 6]>::try_from(frame.payload), u32::try_from(frame.id)) else {
+        let parts = frame.payload.split_first_chunk().and_then(|(mac, rest)| {
+            Some((Mac::from(*mac), u32::from_be_bytes(rest.try_into().ok()?), u32::try_from(frame.id).ok()?))
+        });
+        let Some((mac, later, connection)) = parts else {
             self.counters.malformed += 1;
             return;
         };
-        let mac = Mac::from(mac);
         if let Some(entry) = self.presence.of(mac, connection) {
             // Redis has the record of the other gateway.
             entry.registration = Registration::None;
-            self.connected_elsewhere(mac, connection, frame.from);
+            self.connected_elsewhere(mac, connection, frame.from, later);
         }
     }
 }

@@ -23,7 +23,8 @@ pub(super) mod kind {
     pub(in crate::cluster) const ANNOUNCE: u8 = 1;
     /// To all: this gateway ends.
     pub(in crate::cluster) const LEAVE: u8 = 2;
-    /// The device with the MAC of the payload has connected to the sender; the id is the number of the connection to close.
+    /// The device with the MAC in the payload has connected to the sender, whose number of that connection follows, 4 bytes; the id is
+    /// the number of the connection to close.
     pub(in crate::cluster) const CLOSE: u8 = 3;
 }
 

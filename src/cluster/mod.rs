@@ -16,6 +16,8 @@
 #[cfg(feature = "cluster")]
 mod commands;
 #[cfg(feature = "cluster")]
+mod connection_message;
+#[cfg(feature = "cluster")]
 mod core;
 #[cfg(feature = "cluster")]
 mod device_commands;
@@ -40,6 +42,8 @@ mod resp;
 mod tests;
 mod types;
 
+#[cfg(feature = "cluster")]
+pub use connection_message::{ConnectionBody, ConnectionMessage};
 #[cfg(feature = "cluster")]
 pub use core::{Cluster, Counters, Settings};
 #[cfg(feature = "cluster")]

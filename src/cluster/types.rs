@@ -157,6 +157,17 @@ pub enum Outcome {
         connection: u32,
         /// The other gateway.
         by: GatewayId,
+        /// The number that it has given to the later connection.
+        later: u32,
+    },
+    /// The record of a device that has connected to this gateway was written.
+    Registered {
+        /// Its MAC.
+        mac: Mac,
+        /// The connection, by the number that was given to it.
+        connection: u32,
+        /// The gateway that had an older connection of it, and has been told to close that.
+        asked: Option<GatewayId>,
     },
     /// The answer to a question where a device is.
     Located {

@@ -311,6 +311,8 @@ pub enum CloseReason {
     Disconnected,
     /// The same client id connected again.
     TakenOver,
+    /// The call is over, and the device is connected to another gateway.
+    AtOtherGateway,
     /// It has not proved who it is, and gives its place among the client ids with its MAC to a device that has.
     Displaced,
     /// It sent a malformed packet.

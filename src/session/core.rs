@@ -179,7 +179,7 @@ impl Core {
     }
 
     /// The session id that the device was given in its call.
-    fn session_id(&self) -> Option<&str> {
+    pub fn session_id(&self) -> Option<&str> {
         self.call.as_ref().and_then(|call| call.session_id())
     }
 

@@ -61,6 +61,11 @@ impl RestartRecovery {
         }
     }
 
+    /// Another gateway has ended, whose devices connect to this one.
+    pub fn extend(&mut self, now: Instant) {
+        self.ends_at = now + Self::WINDOW;
+    }
+
     /// Whether all is done, and this can be dropped.
     pub fn is_over(&self, now: Instant) -> bool {
         now >= self.ends_at && self.silent_at.is_empty()

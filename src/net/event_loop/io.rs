@@ -53,6 +53,9 @@ pub(crate) enum TimerKind {
     RefusalSummary,
     /// Sum up the log lines about devices that connected or left that were left out.
     ConnectionSummary,
+    /// Another gateway has not said whether it has a call of this device.
+    #[cfg(feature = "cluster")]
+    AwaitOtherGateway(SessionId),
     /// A device may still be in a call of an earlier process of the gateway.
     Restart,
     /// Give memory back after a peak.

@@ -93,7 +93,7 @@ impl Gateway {
         None
     }
 
-    fn publish(&mut self, id: SessionId, text: &str) {
+    pub(super) fn publish(&mut self, id: SessionId, text: &str) {
         let Some(client_id) = self.sessions.client_id(id) else { return };
         let topic = format!("devices/p2p/{}", client_id.mac().underscored());
         self.sessions.write_mqtt(id, &mut self.io, |out| encode::publish(out, &topic, text.as_bytes()));

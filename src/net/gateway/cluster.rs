@@ -7,21 +7,26 @@ use log::{info, warn};
 use mio::event::Event;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{Connection, GatewayId, Outcome, OwnInfo};
+use crate::cluster::{ClusterState, Connection, ConnectionMessage, GatewayId, Outcome, OwnInfo};
 use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{REDIS_COMMANDS, REDIS_SUBSCRIBER, SessionId};
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::Command;
+use crate::net::gateway::remote_calls::RemoteCalls;
+use crate::net::gateway::remote_devices::RemoteDevices;
 use crate::net::log_limiter::{LogLimiter, suppressed_suffix};
 use crate::proto::identity::{ClientId, Mac};
-use crate::session::Core;
 
 /// A worker's part in the cluster.
 pub(crate) struct ClusterPart {
     pub(crate) client: ClusterClient,
     /// The number of the last device's connection.
     last_connection: u32,
+    /// Devices here whose call may be at another gateway.
+    pub(crate) remote_calls: RemoteCalls,
+    /// Calls here whose device may be connected to another gateway.
+    pub(crate) remote_devices: RemoteDevices,
     /// Lines about other gateways, which anybody may announce who can write to Redis.
     peer_log: LogLimiter<()>,
 }
@@ -31,6 +36,8 @@ impl Default for ClusterPart {
         Self {
             client: ClusterClient::default(),
             last_connection: 0,
+            remote_calls: RemoteCalls::default(),
+            remote_devices: RemoteDevices::default(),
             peer_log: LogLimiter::new(10, std::time::Duration::from_secs(1)),
         }
     }
@@ -102,6 +109,7 @@ impl Gateway {
 
     /// At the end of an iteration, before all else is written.
     pub(super) fn advance_cluster(&mut self) {
+        self.flush_remote_devices();
         loop {
             let outcomes = self.cluster.client.advance(&mut self.io);
             if outcomes.is_empty() {
@@ -142,17 +150,30 @@ impl Gateway {
                     );
                 }
             }
-            Outcome::PeerGone { name, why, .. } => {
+            Outcome::PeerGone { id, name, why } => {
+                self.on_other_gateway_gone(id);
+                self.workers.broadcast(|| Command::OtherGatewayGone(id));
                 if let (Some(name), Some(more)) = (name, self.cluster.peer_log.allows((), self.io.now)) {
                     info!("cluster: gateway {name} is gone: {why}{}", suppressed_suffix(more));
                 }
             }
-            Outcome::ConnectedElsewhere { mac, connection, by } => match self.workers.other_worker_of(mac) {
-                Some(worker) => {
-                    self.workers.send(worker, Command::ConnectedElsewhere { mac, connection, by });
+            Outcome::ConnectedElsewhere { mac, connection, by, later } => {
+                match self.workers.other_worker_of(mac) {
+                    Some(worker) => {
+                        let command = Command::ConnectedElsewhere { mac, connection, by, later };
+                        self.workers.send(worker, command);
+                    }
+                    None => self.on_connected_elsewhere(mac, connection, by, later),
                 }
-                None => self.on_connected_elsewhere(mac, connection, by),
-            },
+            }
+            Outcome::Registered { mac, connection, asked } => {
+                self.tell_registered(mac, connection, asked);
+            }
+            Outcome::Received { from, kind, id, payload } if ConnectionMessage::is_kind(kind) => {
+                if let Some(message) = ConnectionMessage::decode(kind, id, &payload) {
+                    self.route_connection_message(from, message);
+                }
+            }
             // What is built on this: requests, and calls between gateways.
             Outcome::Located { .. } | Outcome::Received { .. } => {}
         }
@@ -167,16 +188,50 @@ impl Gateway {
 
     /// A device was admitted, or has continued its call with another connection.
     pub(super) fn register_device(&mut self, id: SessionId) {
-        if self.io.config.cluster.redis.is_none() {
+        if self.io.config.cluster.redis.is_none() || self.cluster.remote_devices.is_attached(id) {
             return;
         }
-        self.cluster.last_connection = self.cluster.last_connection.wrapping_add(1).max(1);
-        let connection = self.cluster.last_connection;
+        let connection = self.next_connection_number();
         let Some(session) = self.sessions.live(id) else { return };
         session.connection_number = connection;
         let Some(client_id) = session.core.client_id() else { return };
         let (mac, client, since) = (client_id.mac(), client_hash(client_id), unix_seconds());
+        self.hold_device(id);
         self.tell_cluster(DeviceChange::Connected { mac, connection, client, since });
+    }
+
+    fn next_connection_number(&mut self) -> u32 {
+        self.cluster.last_connection = self.cluster.last_connection.wrapping_add(1).max(1);
+        self.cluster.last_connection
+    }
+
+    /// The device of this call was connected to another gateway, and has lost that connection: its next gateway finds the call by a
+    /// record, unless the device is connected already.
+    pub(super) fn register_call(&mut self, id: SessionId) {
+        let connection = self.next_connection_number();
+        let Some(session) = self.sessions.live(id).filter(|session| session.core.has_call()) else { return };
+        session.connection_number = connection;
+        let Some(client_id) = session.core.client_id() else { return };
+        let (mac, client, since) = (client_id.mac(), client_hash(client_id), unix_seconds());
+        self.tell_cluster(DeviceChange::Remains { mac, connection, client, since });
+    }
+
+    /// Redis has another gateway's record of the device.
+    pub(super) fn forget_registration(&mut self, id: SessionId, mac: Mac) {
+        let Some(session) = self.sessions.live(id) else { return };
+        let connection = std::mem::take(&mut session.connection_number);
+        if connection != 0 {
+            self.tell_cluster(DeviceChange::Disconnected { mac, connection });
+        }
+    }
+
+    fn tell_registered(&mut self, mac: Mac, connection: u32, asked: Option<GatewayId>) {
+        match self.workers.other_worker_of(mac) {
+            Some(worker) => {
+                self.workers.send(worker, Command::DeviceRegistered { mac, connection, asked });
+            }
+            None => self.on_device_registered(mac, connection, asked),
+        }
     }
 
     /// The session of a device has ended, and is not found by its MAC any more.
@@ -211,22 +266,15 @@ impl Gateway {
         match change {
             DeviceChange::Connected { mac, connection, client: hash, since } => {
                 client.device_connected(mac, connection, hash, since, io);
+                // Nobody will answer.
+                if client.state() != ClusterState::Connected {
+                    self.tell_registered(mac, connection, None);
+                }
             }
             DeviceChange::Disconnected { mac, connection } => client.device_disconnected(mac, connection, io),
             DeviceChange::Remains { mac, connection, client: hash, since } => {
                 client.device_remains(mac, connection, hash, since, io);
             }
-        }
-    }
-
-    /// The client id of this connection has connected to another gateway. Ends the session, unless it has a later connection.
-    pub(super) fn on_connected_elsewhere(&mut self, mac: Mac, connection: u32, _by: GatewayId) {
-        let is_it = |id: &SessionId| {
-            self.sessions.get(*id).is_some_and(|session| session.connection_number == connection)
-        };
-        let found = self.sessions.by_mac(mac).find(is_it);
-        if let Some(id) = found {
-            self.drive(id, Core::on_replaced);
         }
     }
 }

@@ -5,10 +5,26 @@ use mio::event::Event;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::proto::identity::Mac;
+use crate::proto::mqtt::Packet;
 
 /// Nothing.
 #[derive(Default)]
-pub(crate) struct ClusterPart {}
+pub(crate) struct ClusterPart {
+    pub(crate) remote_calls: NoRemote,
+    pub(crate) remote_devices: NoRemote,
+}
+
+/// No other gateway.
+#[derive(Default)]
+pub(crate) struct NoRemote;
+
+impl NoRemote {
+    pub(crate) fn holds(&self, _: SessionId) -> bool {
+        false
+    }
+
+    pub(crate) fn forget(&self, _: SessionId) {}
+}
 
 impl Gateway {
     pub(super) fn start_cluster(&mut self) -> Result<(), getrandom::Error> {
@@ -27,4 +43,10 @@ impl Gateway {
     pub(super) fn register_device(&mut self, _: SessionId) {}
 
     pub(super) fn unregister_device(&mut self, _: SessionId, _: Mac) {}
+
+    pub(super) fn pass_packet_on(&mut self, _: SessionId, _: &Packet<'_>, _: &[u8]) -> bool {
+        false
+    }
+
+    pub(super) fn leave_remote_call(&mut self, _: SessionId) {}
 }

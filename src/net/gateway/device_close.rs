@@ -17,6 +17,7 @@ impl Gateway {
         {
             self.sessions.index.remove_device(mac, id);
             self.unregister_device(id, mac);
+            self.leave_remote_call(id);
             self.on_device_absent(mac);
         }
         let Some(session) = self.sessions.live(id) else { return };

@@ -26,7 +26,7 @@ pub(super) const READ_SIZE: usize = 2 * 1024;
 const CONNECT: u8 = 1;
 
 /// The result of reading from a device.
-enum ReadOutcome {
+pub(super) enum ReadOutcome {
     /// There may be more to read, in this session: another one than before if it has taken over the connection.
     More(SessionId),
     /// There is nothing more to read for now.
@@ -94,6 +94,9 @@ impl Gateway {
     }
 
     fn read_device(&mut self, id: SessionId, scratch: &mut [u8]) -> ReadOutcome {
+        if self.cluster.remote_calls.holds(id) {
+            return ReadOutcome::Done;
+        }
         let Some(session) = self.sessions.live(id) else { return ReadOutcome::Done };
         let Some(connection) = &mut session.mqtt else { return ReadOutcome::Done };
         if !connection.transport.is_open() {
@@ -133,7 +136,7 @@ impl Gateway {
     }
 
     /// The device has closed its side, or the connection is broken. All that it sent before has been served.
-    fn on_device_eof(&mut self, id: SessionId) {
+    pub(super) fn on_device_eof(&mut self, id: SessionId) {
         if let Some(connection) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) {
             connection.read_closed = true;
         }
@@ -143,12 +146,20 @@ impl Gateway {
 
     /// Serves the packets in `bytes`, and keeps an incomplete one at their end. If `partial` is not empty, it contains the
     /// incomplete packet of the last read with `bytes` appended, and replaces them.
-    fn on_device_bytes(&mut self, mut id: SessionId, bytes: &[u8], partial: Vec<u8>) -> ReadOutcome {
+    pub(super) fn on_device_bytes(
+        &mut self,
+        mut id: SessionId,
+        bytes: &[u8],
+        partial: Vec<u8>,
+    ) -> ReadOutcome {
         let mut rest = if partial.is_empty() { bytes } else { &partial[..] };
         while !rest.is_empty() {
             let Some(session) = self.sessions.live(id) else { return ReadOutcome::Done };
             if !session.core.accepts_packets() {
                 return ReadOutcome::More(id);
+            }
+            if self.cluster.remote_calls.holds(id) {
+                break;
             }
             let awaits_connect = session.core.awaits_connect();
             if awaits_connect && rest[0] != CONNECT << 4 {
@@ -165,7 +176,11 @@ impl Gateway {
                     return ReadOutcome::Done;
                 }
                 Ok(Some((packet, length))) => {
-                    rest = &rest[length..];
+                    let (bytes, after) = rest.split_at(length);
+                    rest = after;
+                    if self.pass_packet_on(id, &packet, bytes) {
+                        continue;
+                    }
                     id = self.drive_device(id, |core, cx| core.on_packet(packet, cx));
                 }
                 Ok(None) => break,

@@ -110,7 +110,8 @@ impl Gateway {
     fn drain_session(&mut self, id: SessionId, leave_at: Instant) {
         // The keys of TLS are in this process, so that another one cannot pass such a connection on.
         let is_tls = |session: &Session| session.mqtt.as_ref().is_some_and(|mqtt| !mqtt.transport.is_plain());
-        let may_return = self.upgrades.is_replaced() && !self.sessions.get(id).is_some_and(is_tls);
+        let may_return = self.io.config.cluster.redis.is_some()
+            || self.upgrades.is_replaced() && !self.sessions.get(id).is_some_and(is_tls);
         self.drive(id, |core, cx| match may_return {
             true => core.retire(leave_at),
             false => core.drain(leave_at, cx),

@@ -15,7 +15,7 @@ use mio::Waker;
 
 use crate::admin::event::Event;
 #[cfg(feature = "cluster")]
-use crate::cluster::GatewayId;
+use crate::cluster::{ConnectionMessage, GatewayId};
 use crate::config::{Config, Source};
 use crate::net::admin::pending::{AdminRequest, AdminResponse};
 use crate::net::error::BindError;
@@ -52,7 +52,30 @@ pub(crate) enum Command {
         mac: Mac,
         connection: u32,
         by: GatewayId,
+        later: u32,
     },
+    /// From the leader: Redis has the record of this connection of a device; this gateway was asked to close an older one.
+    #[cfg(feature = "cluster")]
+    DeviceRegistered {
+        mac: Mac,
+        connection: u32,
+        asked: Option<GatewayId>,
+    },
+    /// To the leader: a message for another gateway.
+    #[cfg(feature = "cluster")]
+    SendConnectionMessage {
+        to: GatewayId,
+        message: Box<ConnectionMessage>,
+    },
+    /// From the leader: a message of another gateway about a device of this worker.
+    #[cfg(feature = "cluster")]
+    ConnectionMessage {
+        from: GatewayId,
+        message: Box<ConnectionMessage>,
+    },
+    /// From the leader: this gateway has ended, or is not heard of.
+    #[cfg(feature = "cluster")]
+    OtherGatewayGone(GatewayId),
     /// From another worker: there may be a slot for a dial that waits.
     StartDials,
     /// From the leader: a request of the management API.

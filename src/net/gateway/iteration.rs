@@ -225,9 +225,19 @@ impl Gateway {
                 #[cfg(feature = "cluster")]
                 Command::DeviceChange(change) => self.on_device_change(change),
                 #[cfg(feature = "cluster")]
-                Command::ConnectedElsewhere { mac, connection, by } => {
-                    self.on_connected_elsewhere(mac, connection, by);
+                Command::ConnectedElsewhere { mac, connection, by, later } => {
+                    self.on_connected_elsewhere(mac, connection, by, later);
                 }
+                #[cfg(feature = "cluster")]
+                Command::DeviceRegistered { mac, connection, asked } => {
+                    self.on_device_registered(mac, connection, asked);
+                }
+                #[cfg(feature = "cluster")]
+                Command::SendConnectionMessage { to, message } => self.send_connection_message(to, *message),
+                #[cfg(feature = "cluster")]
+                Command::ConnectionMessage { from, message } => self.on_connection_message(from, *message),
+                #[cfg(feature = "cluster")]
+                Command::OtherGatewayGone(gateway) => self.on_other_gateway_gone(gateway),
                 Command::StartDials => self.io.run_queue.push(Task::StartDials),
                 Command::Relay { from, batch } => self.on_relay(from, *batch),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
@@ -293,6 +303,8 @@ impl Gateway {
                 TimerKind::ConnectionSummary => self.connection_log.write_summary(),
                 TimerKind::Restart => self.on_restart_timer(),
                 TimerKind::TrimMemory => self.trim_memory(),
+                #[cfg(feature = "cluster")]
+                TimerKind::AwaitOtherGateway(id) => self.stop_holding(id),
                 #[cfg(feature = "cluster")]
                 TimerKind::Redis => self.on_redis_timer(tick),
                 TimerKind::Drain => self.on_drain_timer(),

@@ -26,6 +26,10 @@ pub(crate) mod memory_trim;
 pub(crate) mod notify_requests;
 pub(crate) mod ota_requests;
 pub(crate) mod relay;
+#[cfg(feature = "cluster")]
+mod remote_calls;
+#[cfg(feature = "cluster")]
+mod remote_devices;
 pub(crate) mod restart;
 #[cfg(target_os = "linux")]
 pub(crate) mod returning_devices;

@@ -12,6 +12,8 @@ use crate::net::gateway::Gateway;
 use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
 use crate::session::Core;
+#[cfg(feature = "cluster")]
+use crate::session::RestartRecovery;
 
 /// The device's session without a call, if it is connected from this address.
 fn idle_session(sessions: &Sessions, ip: IpAddr, mac: Mac) -> Option<(SessionId, &Core)> {
@@ -43,9 +45,18 @@ impl Gateway {
             log_about!(
                 Level::Info,
                 self.sessions.log_subject(id),
-                "sends audio of a call from before the gateway started: it is told to end it"
+                "sends audio of a call that this gateway does not know: it is told to end it"
             );
             self.drive(id, |core, cx| core.leave_unknown_call(true, cx));
+        }
+    }
+
+    /// Another gateway has ended, and devices that may be in a call of it connect here: for a while it is as if this one had started.
+    #[cfg(feature = "cluster")]
+    pub(super) fn recover_calls_of_others(&mut self) {
+        if !self.lifecycle.is_draining() {
+            self.restart.get_or_insert_with(|| RestartRecovery::new(self.io.now)).extend(self.io.now);
+            self.io.timers.arm(self.io.now + RestartRecovery::WINDOW, TimerKind::Restart);
         }
     }
 
@@ -65,7 +76,7 @@ impl Gateway {
             log_about!(
                 Level::Debug,
                 self.sessions.log_subject(id),
-                "may be in a call from before the gateway started"
+                "may be in a call that this gateway does not know"
             );
             self.drive(id, |core, cx| core.leave_unknown_call(false, cx));
         }

@@ -21,6 +21,7 @@ impl Gateway {
         retired.mark_closed();
         let newer = mem::replace(&mut session.core, retired);
         self.sessions.reap_if_finished(id);
+        self.cluster.remote_devices.forget(older);
         let token = token::token(Role::Device, older.slot as usize);
         let tcp = connection.transport.tcp_mut()?;
         if let Err(error) = self.io.registry.reregister(tcp, token, Interest::READABLE | Interest::WRITABLE) {

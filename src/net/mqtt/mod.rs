@@ -11,6 +11,8 @@ pub(crate) mod connections_by_address;
 pub(crate) mod eviction;
 pub(crate) mod handshake;
 pub(crate) mod listener;
+#[cfg(feature = "cluster")]
+pub(crate) mod passed_on;
 pub(crate) mod refusal_log;
 mod tls_reload;
 pub(crate) mod transport;

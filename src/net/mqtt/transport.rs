@@ -10,6 +10,8 @@ use mio::net::TcpStream;
 use crate::net::event_loop::stream::Stream;
 use crate::net::event_loop::tls_handshake::{HandshakeProgress, TlsHandshake};
 use crate::net::mqtt::certificate::Certificate;
+#[cfg(feature = "cluster")]
+use crate::net::mqtt::passed_on::PassedOn;
 use crate::proto::proxy_protocol::{self, BadProxyHeader, ProxySource};
 
 /// The first byte of every TLS connection: a record that is part of a handshake (RFC 5246, appendix A.1).
@@ -19,6 +21,9 @@ const TLS_HANDSHAKE_RECORD: u8 = 22;
 pub(crate) enum Transport {
     /// The device's own bytes are read and written.
     Open(Stream<TcpStream>),
+    /// The device is connected to another gateway.
+    #[cfg(feature = "cluster")]
+    PassedOn(PassedOn),
     /// Something must precede them.
     Handshake(Box<HandshakeStage>),
 }
@@ -67,7 +72,16 @@ impl Transport {
 
     /// Whether the device's own bytes are what is read and written.
     pub(crate) fn is_open(&self) -> bool {
-        matches!(self, Self::Open(_))
+        !matches!(self, Self::Handshake(_))
+    }
+
+    /// What is to be passed on to another gateway, if the device is connected there.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn take_passed_on(&mut self) -> Option<Vec<u8>> {
+        match self {
+            Self::PassedOn(output) => Some(output.take()),
+            _ => None,
+        }
     }
 
     /// Whether it is TCP without TLS, and no PROXY header is to come.
@@ -89,10 +103,12 @@ impl Transport {
         matches!(self, Self::Handshake(stage) if matches!(**stage, HandshakeStage::Tls(_)))
     }
 
-    /// The socket; none after a handshake has failed.
+    /// The socket; none after a handshake has failed, and of a device that is connected to another gateway.
     pub(crate) fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Open(stream) => Some(stream.socket()),
+            #[cfg(feature = "cluster")]
+            Self::PassedOn(_) => None,
             Self::Handshake(stage) => match &**stage {
                 HandshakeStage::ProxyHeader { tcp, .. } | HandshakeStage::BeforeTls(tcp) => Some(tcp),
                 HandshakeStage::Tls(handshake) => Some(handshake.socket()),
@@ -101,10 +117,12 @@ impl Transport {
         }
     }
 
-    /// The socket, for registration with the poll; none after a handshake has failed.
+    /// As [`Self::tcp`], for registration with the poll.
     pub(crate) fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
         match self {
             Self::Open(stream) => Some(stream.socket_mut()),
+            #[cfg(feature = "cluster")]
+            Self::PassedOn(_) => None,
             Self::Handshake(stage) => match &mut **stage {
                 HandshakeStage::ProxyHeader { tcp, .. } | HandshakeStage::BeforeTls(tcp) => Some(tcp),
                 HandshakeStage::Tls(handshake) => Some(handshake.socket_mut()),
@@ -123,6 +141,8 @@ impl Transport {
                 stream.shut_down_tls()?;
                 stream.socket().shutdown(Shutdown::Write)
             }
+            #[cfg(feature = "cluster")]
+            Self::PassedOn(_) => Ok(()),
             Self::Handshake(_) => Err(ErrorKind::NotConnected.into()),
         }
     }
@@ -212,6 +232,8 @@ impl Read for Transport {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Open(stream) => stream.read(buffer),
+            #[cfg(feature = "cluster")]
+            Self::PassedOn(_) => Err(ErrorKind::WouldBlock.into()),
             Self::Handshake(_) => Err(ErrorKind::WouldBlock.into()),
         }
     }
@@ -221,6 +243,8 @@ impl Write for Transport {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
             Self::Open(stream) => stream.write(data),
+            #[cfg(feature = "cluster")]
+            Self::PassedOn(output) => output.write(data),
             Self::Handshake(_) => Err(ErrorKind::WouldBlock.into()),
         }
     }
@@ -228,6 +252,8 @@ impl Write for Transport {
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Open(stream) => stream.flush(),
+            #[cfg(feature = "cluster")]
+            Self::PassedOn(output) => output.flush(),
             Self::Handshake(_) => Ok(()),
         }
     }

@@ -24,6 +24,7 @@ impl fmt::Display for CloseReason {
             Self::KeepAlive => f.write_str("nothing received for 1.5 times the keep alive"),
             Self::Disconnected => f.write_str("the device disconnected"),
             Self::TakenOver => f.write_str("the same client id connected again"),
+            Self::AtOtherGateway => f.write_str("the call is over, and the device is connected to another gateway"),
             Self::Displaced => f.write_str(
                 "16 client ids with its MAC are connected, and another one has proved who it is, unlike this one",
             ),
@@ -231,6 +232,7 @@ mod tests {
             (CloseReason::KeepAlive, "nothing received for 1.5 times the keep alive"),
             (CloseReason::Disconnected, "the device disconnected"),
             (CloseReason::TakenOver, "the same client id connected again"),
+            (CloseReason::AtOtherGateway, "the call is over, and the device is connected to another gateway"),
             (
                 CloseReason::Displaced,
                 "16 client ids with its MAC are connected, and another one has proved who it is, unlike this one",

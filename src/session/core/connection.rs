@@ -301,6 +301,31 @@ impl Core {
         self.with_call(cx, |call, device, cx| call.on_device_reconnected(device.ip, cx));
     }
 
+    /// The device of this call has connected to another gateway, which passes its packets on: from this address.
+    pub fn continue_through_other_gateway(&mut self, ip: IpAddr, cx: &mut Context<'_>) {
+        if self.phase != SessionPhase::AwaitingReconnect {
+            return;
+        }
+        self.ip = ip;
+        // The other gateway closes a connection that is silent.
+        self.keep_alive = 0;
+        self.accept_connect(true, cx);
+        self.with_call(cx, |call, device, cx| call.on_device_reconnected(device.ip, cx));
+    }
+
+    /// Whether there is a call, or something to be shown at its end.
+    pub fn has_call_or_notice(&self) -> bool {
+        self.has_call() || self.cold.as_ref().is_some_and(|cold| cold.pending_notice.is_some())
+    }
+
+    /// The call is over, and the device belongs to the gateway that it is connected to.
+    pub fn leave_to_other_gateway(&mut self, cx: &mut Context<'_>) {
+        if let Some(cold) = &mut self.cold {
+            (cold.pending_notice, cold.last_call) = (None, None);
+        }
+        self.close(CloseReason::AtOtherGateway, cx);
+    }
+
     /// Another connection with the same client id was accepted, and there is no call to continue.
     pub fn on_replaced(&mut self, cx: &mut Context<'_>) {
         self.end_call_unless_closing(EndReason::Replaced, cx);

@@ -1,0 +1,289 @@
+//! Devices that are connected to this gateway and have their call at another one: a device that lost its connection in a call has
+//! come back here. Its packets are passed on to the gateway with the call, and that one's to the device, until the call ends.
+//!
+//! The first packets of a device that has just logged in wait until it is known whether another gateway has a call of it. That takes
+//! one question to Redis and, if the device was connected elsewhere before, one to that gateway.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use log::Level;
+
+use crate::cluster::{ConnectionBody, ConnectionMessage, GatewayId, MAX_PAYLOAD};
+use crate::logger::log_about;
+use crate::net::event_loop::io::TimerKind;
+use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::token::SessionId;
+use crate::net::gateway::Gateway;
+use crate::net::gateway::handle::Command;
+use crate::proto::identity::Mac;
+use crate::proto::message;
+use crate::proto::mqtt::{self, Packet};
+
+/// How long a device's packets wait for another gateway.
+const HOLD_TIME: Duration = Duration::from_millis(500);
+/// The first byte of a PUBLISH without its flags.
+const PUBLISH: u8 = 3 << 4;
+
+/// The devices of a worker that may have their call at another gateway.
+#[derive(Default)]
+pub(crate) struct RemoteCalls {
+    /// Sessions whose packets wait, and the gateway that was asked.
+    held: HashMap<SessionId, Option<GatewayId>>,
+    calls: HashMap<SessionId, RemoteCall>,
+}
+
+/// The call of such a device.
+struct RemoteCall {
+    gateway: GatewayId,
+    /// That the device knows.
+    session_id: String,
+    /// The number of the device's connection here.
+    connection: u32,
+    mac: Mac,
+    /// Bytes that were passed on in each direction, modulo 2^32.
+    sent: u32,
+    received: u32,
+}
+
+impl RemoteCall {
+    fn message(&self, body: ConnectionBody) -> ConnectionMessage {
+        ConnectionMessage { mac: self.mac, connection: self.connection, body }
+    }
+}
+
+impl RemoteCalls {
+    /// Whether the device's packets wait.
+    pub(crate) fn holds(&self, id: SessionId) -> bool {
+        !self.held.is_empty() && self.held.contains_key(&id)
+    }
+
+    pub(crate) fn hold(&mut self, id: SessionId) {
+        self.held.insert(id, None);
+    }
+}
+
+impl Gateway {
+    // ----- until it is known where the call is --------------------------------------------------------------------
+
+    /// The device has logged in: what it says waits until it is known whether another gateway has its call.
+    pub(super) fn hold_device(&mut self, id: SessionId) {
+        self.cluster.remote_calls.hold(id);
+        self.io.timers.arm(self.io.now + HOLD_TIME, TimerKind::AwaitOtherGateway(id));
+    }
+
+    /// Serves the device's packets from now on.
+    pub(super) fn stop_holding(&mut self, id: SessionId) {
+        if self.cluster.remote_calls.held.remove(&id).is_none() {
+            return;
+        }
+        let connection = self.sessions.live(id).and_then(|session| session.mqtt.as_mut());
+        let read = connection.map(|connection| connection.take_partial(&[])).unwrap_or_default();
+        self.on_device_bytes(id, &[], read);
+        self.io.run_queue.push(Task::Device(id));
+    }
+
+    /// Redis has the record of this connection. `asked`: the gateway that had an older one, which answers whether it has a call.
+    pub(super) fn on_device_registered(&mut self, mac: Mac, connection: u32, asked: Option<GatewayId>) {
+        let Some(id) = self.session_of_connection(mac, connection) else { return };
+        match asked {
+            None => self.stop_holding(id),
+            Some(gateway) => {
+                self.cluster.remote_calls.held.entry(id).and_modify(|held| *held = Some(gateway));
+            }
+        }
+    }
+
+    pub(super) fn session_of_connection(&self, mac: Mac, connection: u32) -> Option<SessionId> {
+        let is_it = |id: &SessionId| {
+            self.sessions.get(*id).is_some_and(|session| session.connection_number == connection)
+        };
+        self.sessions.by_mac(mac).find(is_it)
+    }
+
+    // ----- messages -----------------------------------------------------------------------------------------------
+
+    /// Sends a message to another gateway. If that fails, it is as if that gateway had lost its part.
+    pub(super) fn send_connection_message(&mut self, to: GatewayId, message: ConnectionMessage) {
+        if !self.workers.is_leader() {
+            let message = Box::new(message);
+            return self.workers.send(0, Command::SendConnectionMessage { to, message });
+        }
+        let (kind, id, payload) = message.encode();
+        if self.cluster.client.send(to, kind, id, &payload, &self.io).is_err()
+            && matches!(message.body, ConnectionBody::Packets { .. } | ConnectionBody::Attach { .. })
+        {
+            let (mac, connection) = (message.mac, message.connection);
+            self.route_connection_message(
+                to,
+                ConnectionMessage { mac, connection, body: ConnectionBody::Lost },
+            );
+        }
+    }
+
+    /// The leader has received a message about a device.
+    pub(super) fn route_connection_message(&mut self, from: GatewayId, message: ConnectionMessage) {
+        match self.workers.other_worker_of(message.mac) {
+            Some(worker) => {
+                let message = Box::new(message);
+                self.workers.send(worker, Command::ConnectionMessage { from, message });
+            }
+            None => self.on_connection_message(from, message),
+        }
+    }
+
+    pub(super) fn on_connection_message(&mut self, from: GatewayId, message: ConnectionMessage) {
+        let ConnectionMessage { mac, connection, body } = message;
+        if self.on_message_about_remote_device(from, mac, connection, &body) {
+            return;
+        }
+        let Some(id) = self.session_of_connection(mac, connection) else {
+            if matches!(body, ConnectionBody::Attach { .. } | ConnectionBody::Packets { .. }) {
+                let lost = ConnectionMessage { mac, connection, body: ConnectionBody::Lost };
+                self.send_connection_message(from, lost);
+            }
+            return;
+        };
+        match body {
+            ConnectionBody::Offer { session_id, is_proven } => {
+                self.on_offer(id, from, session_id, is_proven);
+            }
+            ConnectionBody::NoCall => self.stop_holding(id),
+            ConnectionBody::Packets { offset, bytes } => self.on_packets_for_device(id, from, offset, &bytes),
+            ConnectionBody::CallEnded => {
+                self.cluster.remote_calls.calls.retain(|of, call| *of != id || call.gateway != from);
+            }
+            ConnectionBody::Lost => {
+                let calls = &self.cluster.remote_calls.calls;
+                if calls.get(&id).is_some_and(|call| call.gateway == from) {
+                    self.end_remote_call(id, "its gateway has lost it");
+                }
+            }
+            ConnectionBody::Moved { .. } | ConnectionBody::Attach { .. } => {}
+        }
+    }
+
+    /// This gateway has ended, or does not respond.
+    pub(super) fn on_other_gateway_gone(&mut self, gateway: GatewayId) {
+        let RemoteCalls { held, calls } = &self.cluster.remote_calls;
+        let waiting: Vec<_> =
+            held.iter().filter(|(_, of)| **of == Some(gateway)).map(|(id, _)| *id).collect();
+        let with_call: Vec<_> =
+            calls.iter().filter(|(_, call)| call.gateway == gateway).map(|(id, _)| *id).collect();
+        for id in with_call {
+            self.end_remote_call(id, "its gateway is gone");
+        }
+        // They may have had a call there, and do not know that it has ended.
+        if !waiting.is_empty() {
+            self.recover_calls_of_others();
+        }
+        for id in waiting {
+            self.judge_silence_later(id);
+            self.stop_holding(id);
+        }
+        self.on_gateway_of_devices_gone(gateway);
+    }
+
+    // ----- the call -----------------------------------------------------------------------------------------------
+
+    /// The other gateway has a call of this device.
+    fn on_offer(&mut self, id: SessionId, from: GatewayId, session_id: String, is_proven: bool) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let (Some(client_id), Some(connection)) = (session.core.client_id(), &session.mqtt) else { return };
+        let (mac, number) = (client_id.mac(), session.connection_number);
+        // A call from before there was a key may be a stranger's, and so may a device that proved nothing.
+        if session.core.is_idle() && session.core.is_proven() == is_proven {
+            let call =
+                RemoteCall { gateway: from, session_id, connection: number, mac, sent: 0, received: 0 };
+            let attach =
+                call.message(ConnectionBody::Attach { ip: session.core.ip(), port: connection.peer_port });
+            log_about!(
+                Level::Info,
+                self.sessions.log_subject(id),
+                "comes back to its call at gateway {from}: session={}",
+                crate::text::shown(&call.session_id)
+            );
+            self.cluster.remote_calls.calls.insert(id, call);
+            self.send_connection_message(from, attach);
+        }
+        self.stop_holding(id);
+    }
+
+    /// A packet of the device. True if the gateway that has its call gets it instead of this one.
+    pub(super) fn pass_packet_on(&mut self, id: SessionId, packet: &Packet<'_>, bytes: &[u8]) -> bool {
+        if self.cluster.remote_calls.calls.is_empty() {
+            return false;
+        }
+        let Some(call) = self.cluster.remote_calls.calls.get_mut(&id) else { return false };
+        let is_publish = matches!(packet, Packet::Publish(_));
+        // It ends the call, and the connection here.
+        if !is_publish && !matches!(packet, Packet::Disconnect) {
+            return false;
+        }
+        if bytes.len() > MAX_PAYLOAD - 10 {
+            self.end_remote_call(id, "a packet is too long to be passed on");
+            return true;
+        }
+        let packets = call.message(ConnectionBody::Packets { offset: call.sent, bytes: bytes.to_vec() });
+        call.sent = call.sent.wrapping_add(bytes.len() as u32);
+        let gateway = call.gateway;
+        self.send_connection_message(gateway, packets);
+        is_publish
+    }
+
+    /// What the gateway with the call has for the device.
+    fn on_packets_for_device(&mut self, id: SessionId, from: GatewayId, offset: u32, bytes: &[u8]) {
+        let Some(call) = self.cluster.remote_calls.calls.get_mut(&id).filter(|call| call.gateway == from)
+        else {
+            return;
+        };
+        if call.received != offset {
+            let lost = call.message(ConnectionBody::Lost);
+            self.send_connection_message(from, lost);
+            return self.end_remote_call(id, "some of what its gateway sent was lost");
+        }
+        call.received = offset.wrapping_add(bytes.len() as u32);
+        let mut rest = bytes;
+        while let Some((packet, after)) = mqtt::packet_len(rest).and_then(|len| rest.split_at_checked(len)) {
+            rest = after;
+            // CONNACK is not for the device: it has one.
+            if packet[0] & 0xf0 == PUBLISH {
+                self.sessions.write_mqtt(id, &mut self.io, |out| out.extend_from_slice(packet));
+            }
+        }
+    }
+
+    /// The call cannot go on: the device is told that it is over.
+    fn end_remote_call(&mut self, id: SessionId, why: &str) {
+        let Some(call) = self.cluster.remote_calls.calls.remove(&id) else { return };
+        log_about!(
+            Level::Warn,
+            self.sessions.log_subject(id),
+            "the call at gateway {} has ended, {why}: session={}",
+            call.gateway,
+            crate::text::shown(&call.session_id)
+        );
+        self.publish(id, &message::goodbye(Some(&call.session_id)));
+    }
+
+    /// The device's connection is closing. The gateway with the call keeps that for a while.
+    pub(super) fn leave_remote_call(&mut self, id: SessionId) {
+        self.cluster.remote_calls.held.remove(&id);
+        if let Some(call) = self.cluster.remote_calls.calls.remove(&id) {
+            self.send_connection_message(call.gateway, call.message(ConnectionBody::Lost));
+        }
+    }
+
+    /// The device has connected to another gateway, whose number of that connection is `later`, while its call is not here. False if
+    /// there is no such call.
+    pub(super) fn move_remote_call(&mut self, id: SessionId, to: GatewayId, later: u32) -> bool {
+        let Some(call) = self.cluster.remote_calls.calls.remove(&id) else { return false };
+        if call.gateway == to {
+            return false;
+        }
+        let body = ConnectionBody::Moved { to: to.0 };
+        let moved = ConnectionMessage { mac: call.mac, connection: later, body };
+        self.send_connection_message(call.gateway, moved);
+        true
+    }
+}

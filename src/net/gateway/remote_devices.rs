@@ -1,0 +1,212 @@
+//! Calls of this gateway whose devices are connected to another one: they lost their connection in mid-call and came back there.
+//!
+//! That gateway passes the device's packets on. Here they arrive as if from a connection of the device, whose output is passed back.
+//! Audio does not take this way: the device sends it to this gateway as before.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use log::Level;
+
+use crate::cluster::{ConnectionBody, ConnectionMessage, GatewayId};
+use crate::logger::log_about;
+use crate::net::event_loop::token::SessionId;
+use crate::net::gateway::Gateway;
+use crate::net::mqtt::connection::MqttConnection;
+use crate::net::mqtt::passed_on::PassedOn;
+use crate::net::mqtt::transport::Transport;
+use crate::proto::identity::Mac;
+use crate::session::Core;
+
+/// The calls of a worker whose devices are, or may soon be, connected to another gateway.
+#[derive(Default)]
+pub(crate) struct RemoteDevices(HashMap<SessionId, RemoteDevice>);
+
+/// Where such a device is.
+struct RemoteDevice {
+    gateway: GatewayId,
+    /// That gateway's number of the connection.
+    connection: u32,
+    mac: Mac,
+    /// It passes the device's packets on. Before, it was only offered the call.
+    is_attached: bool,
+    /// Bytes that were passed on in each direction, modulo 2^32.
+    sent: u32,
+    received: u32,
+}
+
+impl RemoteDevice {
+    fn message(&self, body: ConnectionBody) -> ConnectionMessage {
+        ConnectionMessage { mac: self.mac, connection: self.connection, body }
+    }
+}
+
+impl RemoteDevices {
+    /// Whether the device of this session is connected to another gateway.
+    pub(crate) fn is_attached(&self, id: SessionId) -> bool {
+        self.0.get(&id).is_some_and(|device| device.is_attached)
+    }
+
+    /// The device has connected here again, or its call is over.
+    pub(crate) fn forget(&mut self, id: SessionId) {
+        self.0.remove(&id);
+    }
+}
+
+impl Gateway {
+    /// The device has connected to another gateway, whose number of that connection is `later`. Its call, if it has one here, is
+    /// offered to that one; else the connection is closed.
+    pub(super) fn on_connected_elsewhere(&mut self, mac: Mac, connection: u32, by: GatewayId, later: u32) {
+        let answer = |body| ConnectionMessage { mac, connection: later, body };
+        let Some(id) = self.session_of_connection(mac, connection) else {
+            return self.send_connection_message(by, answer(ConnectionBody::NoCall));
+        };
+        if self.move_remote_call(id, by, later) {
+            return self.drive(id, Core::on_replaced);
+        }
+        if !self.offer_call(id, by, later) {
+            self.drive(id, Core::on_replaced);
+            self.send_connection_message(by, answer(ConnectionBody::NoCall));
+        }
+    }
+
+    /// False if there is no call.
+    fn offer_call(&mut self, id: SessionId, to: GatewayId, later: u32) -> bool {
+        let has_grace = !self.io.config.mqtt.resume_grace.is_zero();
+        let Some(session) = self.sessions.live(id).filter(|session| has_grace && session.core.has_call())
+        else {
+            return false;
+        };
+        let (Some(client_id), Some(session_id)) = (session.core.client_id(), session.core.session_id())
+        else {
+            return false;
+        };
+        let mac = client_id.mac();
+        let offer =
+            ConnectionBody::Offer { session_id: session_id.to_owned(), is_proven: session.core.is_proven() };
+        // The record in Redis is the other gateway's now.
+        self.forget_registration(id, mac);
+        self.cluster.remote_devices.forget(id);
+        self.drive(id, Core::on_connection_lost);
+        let device =
+            RemoteDevice { gateway: to, connection: later, mac, is_attached: false, sent: 0, received: 0 };
+        let offer = device.message(offer);
+        self.cluster.remote_devices.0.insert(id, device);
+        self.send_connection_message(to, offer);
+        true
+    }
+
+    /// A message of another gateway. False if it is not about a call of this one.
+    pub(super) fn on_message_about_remote_device(
+        &mut self,
+        from: GatewayId,
+        mac: Mac,
+        connection: u32,
+        body: &ConnectionBody,
+    ) -> bool {
+        if let ConnectionBody::Moved { to } = body {
+            let has_it = |device: &RemoteDevice| device.mac == mac && device.gateway == from;
+            let found = self.cluster.remote_devices.0.iter().find(|(_, device)| has_it(device));
+            if let Some(id) = found.map(|(id, _)| *id) {
+                self.offer_call(id, GatewayId(*to), connection);
+            }
+            return true;
+        }
+        let has_it = |device: &RemoteDevice| {
+            device.mac == mac && device.gateway == from && device.connection == connection
+        };
+        let found = self.cluster.remote_devices.0.iter_mut().find(|(_, device)| has_it(device));
+        let Some((id, device)) = found.map(|(id, device)| (*id, device)) else { return false };
+        match body {
+            ConnectionBody::Attach { ip, port } => self.attach_remote_device(id, *ip, *port),
+            ConnectionBody::Packets { offset, bytes } if device.is_attached && *offset == device.received => {
+                device.received = offset.wrapping_add(bytes.len() as u32);
+                self.on_device_bytes(id, bytes, Vec::new());
+                self.sessions.account(id, &mut self.io);
+                self.sessions.arm_timer(id, &mut self.io);
+            }
+            ConnectionBody::Packets { .. } => {
+                let lost = device.message(ConnectionBody::Lost);
+                self.send_connection_message(from, lost);
+                self.lose_remote_device(id);
+            }
+            ConnectionBody::Lost => self.lose_remote_device(id),
+            _ => return false,
+        }
+        true
+    }
+
+    fn attach_remote_device(&mut self, id: SessionId, ip: IpAddr, port: u16) {
+        let Some(device) = self.cluster.remote_devices.0.get_mut(&id) else { return };
+        device.is_attached = true;
+        let gateway = device.gateway;
+        let Some(session) = self.sessions.live(id) else { return };
+        session.mqtt = Some(MqttConnection::new(Transport::PassedOn(PassedOn::default()), port));
+        session.linger_until = None;
+        log_about!(
+            Level::Info,
+            self.sessions.log_subject(id),
+            "the device is connected to gateway {gateway}, which passes on what it says"
+        );
+        self.drive(id, |core, cx| core.continue_through_other_gateway(ip, cx));
+    }
+
+    /// The other gateway does not pass the device's packets on any more: as when a connection is lost.
+    fn lose_remote_device(&mut self, id: SessionId) {
+        let Some(device) = self.cluster.remote_devices.0.remove(&id) else { return };
+        if device.is_attached {
+            self.on_device_eof(id);
+            self.sessions.drop_mqtt(id, &mut self.io);
+            self.register_call(id);
+        }
+    }
+
+    pub(super) fn on_gateway_of_devices_gone(&mut self, gateway: GatewayId) {
+        let devices = self.cluster.remote_devices.0.iter();
+        let there: Vec<_> =
+            devices.filter(|(_, device)| device.gateway == gateway).map(|(id, _)| *id).collect();
+        for id in there {
+            self.lose_remote_device(id);
+        }
+    }
+
+    /// At the end of an iteration: passes on what was written to such devices, and lets those go whose call is over.
+    pub(super) fn flush_remote_devices(&mut self) {
+        let has_call = |id| self.sessions.get(id).is_some_and(|session| session.core.has_call());
+        let devices = &mut self.cluster.remote_devices.0;
+        devices.retain(|id, device| device.is_attached || has_call(*id));
+        let attached = devices.iter().filter(|(_, device)| device.is_attached);
+        let ids: Vec<_> = attached.map(|(id, _)| *id).collect();
+        for id in ids {
+            self.flush_remote_device(id);
+        }
+    }
+
+    fn flush_remote_device(&mut self, id: SessionId) {
+        self.sessions.flush_mqtt(id, &mut self.io);
+        let Some(device) = self.cluster.remote_devices.0.get_mut(&id) else { return };
+        let gateway = device.gateway;
+        let session = self.sessions.live(id);
+        let (bytes, is_closing) = session.and_then(|session| session.mqtt.as_mut()).map_or_else(
+            || (Vec::new(), true),
+            |mqtt| (mqtt.transport.take_passed_on().unwrap_or_default(), mqtt.closing),
+        );
+        if !bytes.is_empty() {
+            let offset = device.sent;
+            device.sent = offset.wrapping_add(bytes.len() as u32);
+            let packets = device.message(ConnectionBody::Packets { offset, bytes });
+            self.send_connection_message(gateway, packets);
+        }
+        let core = self.sessions.get(id).map(|session| &session.core);
+        let has_call = core.is_some_and(Core::has_call_or_notice);
+        if has_call && !is_closing {
+            return;
+        }
+        let Some(device) = self.cluster.remote_devices.0.remove(&id) else { return };
+        let body =
+            if core.is_some_and(Core::has_call) { ConnectionBody::Lost } else { ConnectionBody::CallEnded };
+        self.send_connection_message(gateway, device.message(body));
+        self.drive(id, Core::leave_to_other_gateway);
+        self.sessions.drop_mqtt(id, &mut self.io);
+    }
+}
