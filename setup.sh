@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a build needs in addition to the Rust toolchain: a C linker, pkg-config and OpenSSL's headers.
-# With the argument "test" also the programs that tests use: mosquitto's clients, faketime, iproute2, HAProxy, logrotate
-# and Prometheus, for promtool.
+# With the argument "test" also the programs that tests use: mosquitto's clients, faketime, iproute2, HAProxy, logrotate,
+# Redis, and Prometheus for promtool.
 # Installs nothing if everything is there. Needs root or sudo.
 set -eu
 
@@ -19,6 +19,7 @@ missing() {
             if ! command -v haproxy >/dev/null && [ ! -x /usr/sbin/haproxy ]; then return 0; fi
             if ! command -v logrotate >/dev/null && [ ! -x /usr/sbin/logrotate ]; then return 0; fi
             if ! command -v promtool >/dev/null; then return 0; fi
+            if ! command -v redis-server >/dev/null; then return 0; fi
         fi
     fi
     return 1
@@ -36,7 +37,7 @@ HINT
     exit 1
 fi
 packages="gcc libc6-dev pkg-config libssl-dev"
-if [ "${1:-}" = test ]; then packages="$packages mosquitto-clients faketime iproute2 haproxy logrotate prometheus"; fi
+if [ "${1:-}" = test ]; then packages="$packages mosquitto-clients faketime iproute2 haproxy logrotate prometheus redis-server"; fi
 as_root=
 if [ "$(id -u)" -ne 0 ]; then as_root=sudo; fi
 $as_root apt-get update -qq

@@ -83,6 +83,7 @@
 //!    |           |
 //!    |           v
 //!    |        session --------------> state machines of a device and its call          (pure)
+//!    |        cluster --------------> other gateways, through Redis                     (pure)
 //!    |           |
 //!    |           v
 //!    |         proto ---------------> MQTT, audio, JSON messages, identities            (pure)
@@ -97,6 +98,8 @@
 //! * [`session`]: the state machines of one device and its call. [`Core`](session::Core) gets an event with a
 //!   [`Context`](session::Context), and pushes [`Action`](session::Action)s.
 //! * [`net`]: executes the actions. [`Gateway`] composes the parts that own sockets, sessions and timers.
+//! * `cluster`: what gateways tell each other through Redis, without its sockets, which are in `net::cluster`. With the feature
+//!   `cluster`, which is on by default.
 //! * [`admin`]: the management API without its sockets, which are in `net::admin`.
 //! * [`config`]: reads file, environment and command line into one [`Config`], and compares two of them for a reload.
 //! * [`logger`]: one line per message, written outside of the loop.
@@ -118,6 +121,7 @@
 
 pub mod admin;
 pub mod clock;
+#[cfg(feature = "cluster")]
 pub mod cluster;
 pub mod config;
 #[cfg(any(test, fuzzing))]

@@ -13,40 +13,25 @@
 //!
 //! Everything in Redis is a copy that may be lost or foreign. The gateway that a device is connected to has the truth.
 
-#[cfg(feature = "cluster")]
 mod commands;
-#[cfg(feature = "cluster")]
 mod connection_message;
-#[cfg(feature = "cluster")]
 mod core;
-#[cfg(feature = "cluster")]
 mod device_commands;
-#[cfg(feature = "cluster")]
 mod device_record;
-#[cfg(feature = "cluster")]
 mod frame;
-#[cfg(feature = "cluster")]
 mod link;
-#[cfg(feature = "cluster")]
 mod name;
-#[cfg(feature = "cluster")]
 mod outbox;
-#[cfg(feature = "cluster")]
 mod peers;
-#[cfg(feature = "cluster")]
 mod presence;
-#[cfg(feature = "cluster")]
 mod resp;
-#[cfg(all(test, feature = "cluster"))]
+#[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 mod types;
 
-#[cfg(feature = "cluster")]
 pub use connection_message::{ConnectionBody, ConnectionMessage};
-#[cfg(feature = "cluster")]
 pub use core::{Cluster, Counters, Settings};
-#[cfg(feature = "cluster")]
 pub use link::{Action, Connection};
 pub use types::{
     ClusterState, FIRST_KIND, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer, SendError,

@@ -31,6 +31,7 @@ pub mod ota;
 pub mod parallel;
 pub mod process;
 pub mod real_time;
+pub mod redis;
 pub mod tls;
 
 /// The time limit for anything that should happen: only what hangs takes as long, also on a slow and busy machine.
