@@ -10,11 +10,16 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
 use mqtt_websocket_proxy::net::Running;
+use serde_json::{Value, json};
+use support::TIMEOUT;
 use support::device::{Device, mac};
 use support::gateway_with;
+use support::http::{http_call, metric_sum};
 use support::log_capture::LogCapture;
 use support::redis::{Proxy, RedisServer, is_installed};
 
@@ -30,6 +35,19 @@ fn gateway(url: &str, name: &str, change: impl FnOnce(&mut Config)) -> Running {
         config.cluster.prefix = "p".to_owned();
         change(config);
     })
+}
+
+/// Waits until what is asked for is as wanted, and returns it.
+fn wait_until(ask: impl Fn() -> Value, wanted: impl Fn(&Value) -> bool) -> Value {
+    let end = Instant::now() + TIMEOUT;
+    loop {
+        let answer = ask();
+        if wanted(&answer) {
+            return answer;
+        }
+        assert!(Instant::now() < end, "{answer}");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The log lines about this Redis.
@@ -82,6 +100,43 @@ fn a_device_that_connects_to_another_gateway_is_closed_at_the_first_with_one_wor
             redis.wait_for(&["GET", &key(number)], |reply| reply == "$-1\r\n");
         }
     }
+}
+
+#[test]
+fn the_api_lists_all_gateways_and_metrics_say_how_redis_is() {
+    if !is_installed() {
+        return;
+    }
+    let mut redis = RedisServer::start();
+    let mut log = log_of(&redis);
+    let gateways = ["one", "two"].map(|name| {
+        let gateway = gateway(&redis.url(), name, |_| {});
+        log.wait_for_line(&format!("as {name}"));
+        gateway
+    });
+    let api = gateways[0].addresses().api.unwrap();
+    let list =
+        || serde_json::from_str::<Value>(&http_call(api, "GET", "/api/gateways", None, None).1).unwrap();
+    let _device = Device::connect(gateways[1].addresses().mqtt, 1);
+    let both = wait_until(list, |list| list["gateways"][1]["devices"] == 1);
+    assert_eq!(
+        both["cluster"],
+        json!({"state": "connected", "redis": redis.url(), "unreachableSeconds": null, "reason": null})
+    );
+    let [own, other] = [&both["gateways"][0], &both["gateways"][1]];
+    assert_eq!((&own["name"], &own["self"], &own["devices"]), (&json!("one"), &json!(true), &json!(0)));
+    assert_eq!((&other["name"], &other["self"]), (&json!("two"), &json!(false)));
+    assert_eq!(other["mqtt"], gateways[1].addresses().mqtt.to_string());
+    let metric = |name: &str| metric_sum(api, name, None);
+    assert_eq!((metric("gateway_cluster_connected"), metric("gateway_cluster_peers")), (1.0, 1.0));
+    assert!(metric("gateway_cluster_round_trip_seconds_count") >= 1.0);
+    redis.kill();
+    log.wait_for_line("cannot be used");
+    log.wait_for_line("cannot be used");
+    let alone = list();
+    assert_eq!(alone["cluster"]["state"], "unreachable");
+    assert!(!alone["cluster"]["reason"].as_str().unwrap().is_empty());
+    assert_eq!(metric("gateway_cluster_connected"), 0.0);
 }
 
 #[test]
@@ -298,6 +353,6 @@ fn a_redis_over_tls_is_verified_by_the_ca_file() {
         let url = format!("rediss://{tls}");
         let gateway = gateway(&url, "one", |config| config.cluster.ca_file = ca_file.map(Into::into));
         log.wait_for_line(expected);
-        gateway.stop(std::time::Duration::ZERO).unwrap();
+        gateway.stop(Duration::ZERO).unwrap();
     }
 }

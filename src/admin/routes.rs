@@ -52,6 +52,8 @@ pub enum Endpoint {
     EndSession,
     /// Lists chat servers and what is known about them.
     Servers,
+    /// Lists the gateways of the service.
+    Gateways,
     /// Says what a new device needs.
     Credentials,
     /// Reads the configuration file again.
@@ -94,6 +96,7 @@ impl Endpoint {
             }
             Self::Calls
             | Self::Call
+            | Self::Gateways
             | Self::Credentials
             | Self::Reload
             | Self::Drain
@@ -142,7 +145,7 @@ pub struct Route {
 pub const MAX_DRAIN_SECONDS: u64 = 7 * 24 * 3600;
 
 /// Every call.
-pub static ROUTES: [Route; 28] = {
+pub static ROUTES: [Route; 29] = {
     use Access::{Metrics, Public, Token};
     [
         route(Method::GET, "/", Public, Endpoint::Dashboard),
@@ -167,6 +170,7 @@ pub static ROUTES: [Route; 28] = {
         route(Method::GET, "/api/calls", Token, Endpoint::Calls),
         route(Method::GET, "/api/calls/{id}", Token, Endpoint::Call),
         route(Method::GET, "/api/servers", Token, Endpoint::Servers),
+        route(Method::GET, "/api/gateways", Token, Endpoint::Gateways),
         route(Method::POST, "/api/credentials", Token, Endpoint::Credentials),
         route(Method::POST, "/api/reload", Token, Endpoint::Reload),
         route(Method::POST, "/api/drain", Token, Endpoint::Drain),

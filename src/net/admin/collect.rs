@@ -5,9 +5,13 @@ use std::time::SystemTime;
 use crate::admin::prometheus::MetricFamilies;
 use crate::admin::prometheus::MetricType::{Counter, Gauge};
 use crate::logger;
+#[cfg(feature = "cluster")]
+use crate::net::admin::collect_cluster::write_cluster_metrics;
 use crate::net::admin::proc_stats;
 use crate::net::admin::server::AdminServer;
 use crate::net::backend::connector::Connector;
+#[cfg(feature = "cluster")]
+use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::io::Io;
 use crate::net::history::History;
 use crate::net::media::audio_port::AudioPort;
@@ -44,6 +48,8 @@ pub(crate) struct MetricSources<'a> {
     pub(crate) admin: &'a AdminServer,
     pub(crate) history: &'a History,
     pub(crate) webhooks: &'a Webhooks,
+    #[cfg(feature = "cluster")]
+    pub(crate) cluster: &'a ClusterClient,
     pub(crate) draining: bool,
     /// The number of this worker, and how many there are.
     pub(crate) worker: usize,
@@ -64,6 +70,8 @@ impl MetricSources<'_> {
         self.write_worker_metrics(&mut families);
         if self.worker == 0 {
             self.write_process_metrics(&mut families);
+            #[cfg(feature = "cluster")]
+            write_cluster_metrics(self.cluster, &mut families);
         }
         families
     }

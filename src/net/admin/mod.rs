@@ -1,6 +1,8 @@
 //! The management API: its HTTP server, pending requests, and the collection of metrics.
 
 pub(crate) mod collect;
+#[cfg(feature = "cluster")]
+mod collect_cluster;
 pub(crate) mod connection;
 mod event_streams;
 pub(crate) mod pending;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use log::debug;
 use mio::Waker;
 
+use crate::admin::prometheus::Histogram;
 use crate::cluster::{
     Action, Cluster, ClusterState, Connection, Counters, GatewayId, Outcome, OwnInfo, Peer, SendError,
     Settings,
@@ -26,6 +27,9 @@ use crate::proto::identity::Mac;
 
 /// Bytes per read.
 const READ_SIZE: usize = 64 << 10;
+/// The limits of the histogram, in microseconds.
+const ROUND_TRIPS_US: [u64; 12] =
+    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 500_000, 2_000_000];
 /// Reads per connection and iteration.
 const READ_BUDGET: usize = 8;
 
@@ -43,6 +47,7 @@ struct Client {
     last_lookup_id: u64,
     /// The tick of the one live entry in the timer wheel.
     armed_tick: Option<u64>,
+    round_trips: Histogram<12>,
 }
 
 #[allow(dead_code, reason = "requests and calls between gateways use the rest")]
@@ -67,6 +72,7 @@ impl ClusterClient {
             read_buffer: vec![0; READ_SIZE].into_boxed_slice(),
             last_lookup_id: 0,
             armed_tick: None,
+            round_trips: Histogram::new(ROUND_TRIPS_US.map(Duration::from_micros)),
         }));
     }
 
@@ -114,9 +120,9 @@ impl ClusterClient {
         self.cluster().map_or_else(Counters::default, Cluster::counters)
     }
 
-    /// How long Redis took to answer, since the last call.
-    pub(crate) fn take_round_trips(&mut self) -> Vec<Duration> {
-        self.cluster_mut().map(Cluster::take_round_trips).unwrap_or_default()
+    /// How long Redis took to answer; `None` without a cluster.
+    pub(crate) fn round_trips(&self) -> Option<&Histogram<12>> {
+        self.0.as_ref().map(|client| &client.round_trips)
     }
 
     /// What this gateway announces from now on.
@@ -230,6 +236,9 @@ impl ClusterClient {
     pub(crate) fn advance(&mut self, io: &mut Io) -> Vec<Outcome> {
         let Some(client) = &mut self.0 else { return Vec::new() };
         client.act(io);
+        for round_trip in client.cluster.take_round_trips() {
+            client.round_trips.observe(round_trip);
+        }
         let outcomes = client.cluster.take_outcomes();
         if outcomes.is_empty() {
             client.cluster.flush(io.now);

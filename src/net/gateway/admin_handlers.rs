@@ -64,6 +64,7 @@ impl Gateway {
             Endpoint::Session => self.handle_show_session(client_id),
             Endpoint::EndSession => self.handle_end_session(client_id, query),
             Endpoint::Servers => return Some(self.handle_servers()),
+            Endpoint::Gateways => self.handle_gateways(),
             Endpoint::Credentials => self.handle_credentials(body),
             Endpoint::Reload => self.handle_reload(query),
             // Is no request with one answer: see `start_event_stream`.
@@ -105,6 +106,8 @@ impl Gateway {
             audio: &self.audio,
             admin: &self.admin,
             webhooks: &self.webhooks,
+            #[cfg(feature = "cluster")]
+            cluster: &self.cluster.client,
             draining: self.lifecycle.is_draining(),
             history: &self.history,
             worker: self.workers.index(),

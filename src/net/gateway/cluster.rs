@@ -8,6 +8,7 @@ use mio::event::Event;
 use sha2::{Digest, Sha256};
 
 use crate::cluster::{ClusterState, Connection, ConnectionMessage, GatewayId, Outcome, OwnInfo};
+use crate::admin::gateways::{ClusterDto, GatewayDto};
 use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{REDIS_COMMANDS, REDIS_SUBSCRIBER, SessionId};
@@ -27,6 +28,8 @@ pub(crate) struct ClusterPart {
     pub(crate) remote_calls: RemoteCalls,
     /// Calls here whose device may be connected to another gateway.
     pub(crate) remote_devices: RemoteDevices,
+    /// Why Redis cannot be used, in words; `None` while it can, and before that is known.
+    unreachable: Option<String>,
     /// Lines about other gateways, which anybody may announce who can write to Redis.
     peer_log: LogLimiter<()>,
 }
@@ -38,6 +41,7 @@ impl Default for ClusterPart {
             last_connection: 0,
             remote_calls: RemoteCalls::default(),
             remote_devices: RemoteDevices::default(),
+            unreachable: None,
             peer_log: LogLimiter::new(10, std::time::Duration::from_secs(1)),
         }
     }
@@ -66,6 +70,42 @@ impl Gateway {
         // Arms the first timer.
         self.advance_cluster();
         Ok(())
+    }
+
+    /// This gateway's name and run, if there is a cluster.
+    pub(super) fn cluster_identity(&self) -> (Option<String>, Option<String>) {
+        let client = &self.cluster.client;
+        (client.name(), client.id().map(|id| id.to_string()))
+    }
+
+    pub(super) fn describe_cluster(&self) -> ClusterDto {
+        let (state, since) = match self.cluster.client.state() {
+            ClusterState::Off => ("off", None),
+            ClusterState::Connected => ("connected", None),
+            ClusterState::Unreachable(since) => ("unreachable", Some(since)),
+        };
+        ClusterDto {
+            state,
+            redis: self.io.config.cluster.redis.as_ref().map(ToString::to_string),
+            unreachable_seconds: since.map(|since| self.io.now.saturating_duration_since(since).as_secs()),
+            reason: self.cluster.unreachable.clone(),
+        }
+    }
+
+    pub(super) fn other_gateways(&self) -> impl Iterator<Item = GatewayDto> {
+        self.cluster.client.peers().map(|peer| GatewayDto {
+            name: Some(peer.info.name.clone()),
+            run: Some(peer.id.to_string()),
+            is_self: false,
+            version: peer.info.version.clone(),
+            mqtt: peer.info.mqtt.clone(),
+            udp: peer.info.udp.clone(),
+            api: peer.info.api.clone(),
+            devices: peer.info.devices,
+            calls: peer.info.calls,
+            draining: peer.info.draining,
+            heard_seconds: self.io.now.saturating_duration_since(peer.last_heard).as_secs(),
+        })
     }
 
     fn announce_info(&mut self) {
@@ -135,6 +175,7 @@ impl Gateway {
                 warn!(
                     "cluster: {redis} cannot be used: {reason}; this gateway serves its own devices and keeps trying"
                 );
+                self.cluster.unreachable = Some(reason);
             }
             Outcome::Refused(text) => warn!("cluster: Redis refused a command: {text}"),
             Outcome::NameTaken { name, holder, instead } => {
@@ -182,6 +223,7 @@ impl Gateway {
     fn on_redis_connected(&mut self, name: &str) {
         let redis = self.io.config.cluster.redis.as_ref().map(ToString::to_string).unwrap_or_default();
         info!("cluster: connected to {redis} as {name}");
+        self.cluster.unreachable = None;
     }
 
     // ----- devices ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 use mio::event::Event;
 
+use crate::admin::gateways::{ClusterDto, GatewayDto};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::proto::identity::Mac;
@@ -30,6 +31,18 @@ impl Gateway {
     pub(super) fn start_cluster(&mut self) -> Result<(), getrandom::Error> {
         let _ = &self.cluster;
         Ok(())
+    }
+
+    pub(super) fn cluster_identity(&self) -> (Option<String>, Option<String>) {
+        (None, None)
+    }
+
+    pub(super) fn describe_cluster(&self) -> ClusterDto {
+        ClusterDto { state: "off", redis: None, unreachable_seconds: None, reason: None }
+    }
+
+    pub(super) fn other_gateways(&self) -> impl Iterator<Item = GatewayDto> {
+        std::iter::empty()
     }
 
     pub(super) fn on_cluster_event(&mut self, _: usize, _: &Event) -> bool {

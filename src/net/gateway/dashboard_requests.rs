@@ -1,6 +1,7 @@
 //! Management requests that the dashboard needs: chat servers, a new device, and what a reload would change.
 
 use std::collections::HashMap;
+use std::iter;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use log::info;
 
 use crate::admin::answer::{Answer, json_response};
 use crate::admin::device_setup::{DeviceSetup, OtaObstacle, parse_mac};
+use crate::admin::gateways::{GatewayDto, GatewayList};
 use crate::admin::params::Members;
 use crate::admin::response::Response;
 use crate::admin::servers::{ServerDto, ServerList};
@@ -35,6 +37,26 @@ impl Gateway {
             status: self.servers.status(server, self.io.now),
         };
         Answer::Servers(ServerList { servers: config.servers().map(describe).collect() })
+    }
+
+    /// This gateway, and the others that are heard through Redis.
+    pub(super) fn handle_gateways(&self) -> Response {
+        let (name, run) = self.cluster_identity();
+        let own = GatewayDto {
+            name,
+            run,
+            is_self: true,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mqtt: self.addresses.mqtt.to_string(),
+            udp: self.addresses.udp.to_string(),
+            api: self.addresses.api.map(|api| api.to_string()).unwrap_or_default(),
+            devices: self.all_devices(),
+            calls: self.all_calls(),
+            draining: self.lifecycle.is_draining(),
+            heard_seconds: 0,
+        };
+        let gateways = iter::once(own).chain(self.other_gateways()).collect();
+        json_response(&GatewayList { cluster: self.describe_cluster(), gateways })
     }
 
     /// Tells an operator what a new device needs.
