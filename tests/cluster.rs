@@ -21,9 +21,10 @@ use support::device::{Device, mac};
 use support::gateway_with;
 use support::http::{http_call, metric_sum};
 use support::log_capture::LogCapture;
+use support::process::Folder;
 use support::redis::{Proxy, RedisServer, is_installed};
 
-/// What docs/scale-out.md says suffices.
+/// What docs/security.md says suffices.
 const ACL: &str =
     "~p:* &p:* -@all +ping +set +get +mget +expire +eval +del +publish +subscribe +client|setname";
 
@@ -289,6 +290,53 @@ fn the_documented_permissions_suffice() {
     assert!(record(&redis, 1).contains(":r:"));
     assert!(is_connected(&mut newer));
     assert_eq!(redis.command(&["ACL", "LOG"]), "*0\r\n", "nothing was refused");
+}
+
+/// What `check` finds about Redis: state, text and advice.
+fn check(url: &str) -> (String, String, String) {
+    let config = json!({"cluster": {"redis": url, "prefix": "p"}, "websocket": {"production_servers": []}});
+    let folder = Folder::new().with_file("gateway.json", config.to_string());
+    let output = folder.run("check -c gateway.json --json --timeout 20", &[]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let settings = report["settings"].as_array().unwrap();
+    let found = settings.iter().find(|finding| finding["name"] == "Redis").unwrap();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    (text(&found["state"]), text(&found["detail"]), text(&found["advice"][0]))
+}
+
+#[test]
+fn check_tries_every_command_and_names_the_permission_that_is_missing() {
+    if !is_installed() {
+        return;
+    }
+    let mut users = vec![format!("user gw on >secret {ACL}")];
+    let commands =
+        ["ping", "set", "get", "mget", "expire", "eval", "del", "publish", "subscribe", "client|setname"];
+    for (n, command) in commands.iter().enumerate() {
+        users.push(format!("user without{n} on >secret {}", ACL.replace(&format!(" +{command}"), "")));
+    }
+    users.push(format!("user keys on >secret {}", ACL.replace("~p:", "~q:")));
+    users.push(format!("user channels on >secret {}", ACL.replace("&p:", "&q:")));
+    let redis = RedisServer::start_with(&users.iter().map(String::as_str).collect::<Vec<_>>());
+    let check_as = |user: &str| check(&format!("redis://{user}:secret@{}", redis.addr()));
+    let (state, detail, _) = check_as("gw");
+    assert_eq!(state, "ok", "{detail}");
+    assert!(detail.starts_with(&format!("redis://gw:***@{}/0 answers in ", redis.addr())), "{detail}");
+    assert_eq!(redis.command(&["KEYS", "*"]), "*0\r\n", "nothing is left");
+    for (n, command) in commands.iter().enumerate() {
+        let (state, detail, advice) = check_as(&format!("without{n}"));
+        let name = command.replace('|', " ").to_uppercase();
+        assert!(state == "fail" && detail.contains(&name), "{command}: {detail}");
+        assert_eq!(advice, format!("the user needs: {ACL}"), "{detail}");
+    }
+    for user in ["keys", "channels"] {
+        let (state, detail, advice) = check_as(user);
+        assert!(state == "fail" && detail.contains("NOPERM") && advice.contains(ACL), "{detail}");
+    }
+    let (state, detail, _) = check_as("nobody");
+    assert!(state == "fail" && detail.contains("AUTH: WRONGPASS"), "{detail}");
+    let (state, detail, _) = check(&RedisServer::stopped(&[]).url());
+    assert!(state == "fail" && detail.contains("cannot be reached"), "{detail}");
 }
 
 #[test]

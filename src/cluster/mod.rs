@@ -13,6 +13,7 @@
 //!
 //! Everything in Redis is a copy that may be lost or foreign. The gateway that a device is connected to has the truth.
 
+pub mod check;
 mod commands;
 mod connection_message;
 mod core;

@@ -212,6 +212,10 @@ pub(super) fn group() -> Kind<String> {
 pub(super) fn redis_url() -> Kind<Option<RedisUrl>> {
     let read = |value: &JsonValue<'_>| {
         let text: String = value.deserialize().map_err(|_| value.invalid("a URL"))?;
+        if !text.is_empty() && cfg!(not(feature = "cluster")) {
+            let allowed = "\"\": this program was built without the feature cluster";
+            return Err(value.invalid_redacted("a text that is not shown", allowed));
+        }
         let url = (!text.is_empty()).then(|| text.parse()).transpose();
         url.map_err(|error: BadRedisUrl| value.invalid_redacted("a text that is not shown", error))
     };

@@ -6,6 +6,8 @@ mod diagnosis;
 mod ota;
 mod ports;
 mod public_ip;
+#[cfg(feature = "cluster")]
+mod redis;
 mod report;
 mod server;
 mod settings;
@@ -106,6 +108,8 @@ fn check(options: &CheckOptions, source: &Source) -> ExitCode {
         let findings = &mut reporter.report.settings;
         findings.extend(ports::check_ports(&config));
         findings.extend(ota::check_ota(&config, options.mac, options.timeout));
+        #[cfg(feature = "cluster")]
+        findings.extend(redis::check_redis(&config.cluster, options.timeout));
         findings.push(public_ip::check_public_ip(&config.udp));
         let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
         findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", StepState::Warn, what)));

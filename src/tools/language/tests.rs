@@ -108,7 +108,7 @@ fn text_is_padded_to_columns() {
 }
 
 /// The files whose texts are shown to people, as messages.
-const FILES: [&str; 47] = [
+const FILES: [&str; 49] = [
     "admin/client_response.rs",
     "args.rs",
     "clock.rs",
@@ -120,6 +120,7 @@ const FILES: [&str; 47] = [
     "config/kind.rs",
     "config/node_config.rs",
     "config/public_address.rs",
+    "config/redis_url.rs",
     "config/signature_key.rs",
     "config/source.rs",
     "config/value.rs",
@@ -136,6 +137,7 @@ const FILES: [&str; 47] = [
     "tools/check/ota.rs",
     "tools/check/ports.rs",
     "tools/check/public_ip.rs",
+    "tools/check/redis.rs",
     "tools/check/report.rs",
     "tools/check/server.rs",
     "tools/check/settings.rs",
