@@ -182,6 +182,35 @@ fn calls_stay_idle_devices_reconnect_and_the_process_before_ends_with_its_last_c
 }
 
 #[test]
+#[cfg(feature = "cluster")]
+fn the_new_process_gets_the_name_in_the_cluster_and_the_one_before_is_another_gateway() {
+    if !support::redis::is_installed() {
+        return;
+    }
+    let redis = support::redis::RedisServer::start();
+    let server = ChatServer::start();
+    let variables = [("MQTT_PROXY_CLUSTER_REDIS", redis.url()), ("MQTT_PROXY_CLUSTER_NAME", "gw".to_owned())];
+    let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let mut gateway = Gateway::start_with(&server, 1, &variables);
+    gateway.process.wait_for_line_from_start(" as gw");
+    let mut device = gateway.device(1);
+    let (mut call, mut peer) = device.call(&server);
+    let gateways = |gateway: &Gateway| {
+        let request = raw_request("GET", "/api/gateways", TOKEN, "");
+        let reply = RawClient::round_trip(gateway.process.api(), &request).json();
+        let names = reply["gateways"].as_array().unwrap().iter().map(|gateway| gateway["name"].clone());
+        names.collect::<Vec<_>>()
+    };
+    wait_until("it is in the list", || gateways(&gateway) == ["gw"]);
+    gateway.upgrade();
+    wait_until("both are in the list", || gateways(&gateway) == ["gw", "gw-old"]);
+    exchange_audio(&mut call, &mut peer, 60);
+    goodbye(&mut device, &mut peer);
+    wait_until("the one before has left", || gateways(&gateway) == ["gw"]);
+    assert!(!gateway.process.lines().iter().any(|line| line.contains("has the name")));
+}
+
+#[test]
 fn a_program_that_does_not_start_leaves_the_running_one_as_it_was() {
     for workers in [1, 2] {
         let server = ChatServer::start();

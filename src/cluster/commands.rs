@@ -122,6 +122,9 @@ impl Cluster {
 
     pub(super) fn refresh_name(&mut self, now: Instant) {
         self.name.next = now + REFRESH;
+        if self.name.is_resigned() {
+            return;
+        }
         let current = self.name.current();
         // It may be free by now. While its holder is heard, Redis has lost the key.
         let wanted = self.name.wanted().to_owned();
@@ -144,6 +147,9 @@ impl Cluster {
     }
 
     fn on_name_reply(&mut self, step: NameStep, reply: &Reply, now: Instant) {
+        if self.name.is_resigned() {
+            return;
+        }
         match (step, reply) {
             // A name that cannot be written is used without that.
             (NameStep::Hold(name), Reply::Error(_)) => self.name_is_held(&name, now),
@@ -156,7 +162,7 @@ impl Cluster {
             (NameStep::Probe(name, holder), _) if name == self.name.current() => {
                 let holder = std::str::from_utf8(&holder).ok().and_then(|text| text.parse().ok());
                 let Some(holder) = holder else { return };
-                let instead = self.name.take_next(now);
+                let Some(instead) = self.name.take_next(now) else { return };
                 self.outcomes.push(Outcome::NameTaken { name, holder, instead });
                 self.refresh_name(now);
             }

@@ -471,6 +471,15 @@ impl Cluster {
         }
     }
 
+    /// Another process of this gateway has taken its place: that one gets the name. This one goes on for the calls that it has.
+    pub fn resign(&mut self, now: Instant) {
+        if self.commands.is_ready() {
+            self.release_name(&self.name.current(), now);
+        }
+        self.name.resign();
+        self.announce_soon(now);
+    }
+
     /// This gateway ends: the others are told, and its name is free. Devices' records are left to the gateways that their devices
     /// connect to.
     pub fn leave(&mut self, now: Instant) {

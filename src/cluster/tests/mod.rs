@@ -1,6 +1,7 @@
 //! Gateways that share a model of Redis, in virtual time.
 
 mod devices;
+mod hostile;
 mod link;
 mod names;
 mod peers;

@@ -190,6 +190,13 @@ impl ClusterClient {
         self.cluster_mut().ok_or(SendError::Unreachable)?.send_audio(to, kind, id, payload, io.now)
     }
 
+    /// Another process has taken this one's place; see [`Cluster::resign`].
+    pub(crate) fn resign(&mut self, io: &Io) {
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.resign(io.now);
+        }
+    }
+
     /// This gateway ends: the others are told.
     pub(crate) fn leave(&mut self, io: &mut Io) {
         if let Some(client) = &mut self.0 {
@@ -279,7 +286,8 @@ impl Client {
         }
         self.last_lookup_id += 1;
         let (id, target) = (self.last_lookup_id, &redis.target);
-        let answer = self.resolver.lookup(&target.host, target.port, id, false, io.now);
+        // The name may stand for another server after a failover.
+        let answer = self.resolver.lookup(&target.host, target.port, id, true, io.now);
         *self.socket(connection) = Socket::resolving(id);
         if let Some(answer) = answer {
             self.socket(connection).resolved(id, &answer);
@@ -332,6 +340,9 @@ impl Client {
     fn write(&mut self, io: &mut Io) {
         for connection in [Connection::Commands, Connection::Subscriber] {
             let output = self.cluster.take_output(connection);
+            if output.is_empty() && !self.socket(connection).waits_to_write() {
+                continue;
+            }
             match self.socket(connection).write(&output) {
                 Ok(unwritten) => self.cluster.set_unwritten(connection, unwritten),
                 Err(error) => {

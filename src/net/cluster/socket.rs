@@ -61,6 +61,11 @@ impl Socket {
         matches!(self.stage, Stage::Dialing(_))
     }
 
+    /// Whether it has bytes that were not written.
+    pub(super) fn waits_to_write(&self) -> bool {
+        !self.unwritten.is_empty()
+    }
+
     /// When to try the next address although the socket has no event.
     pub(super) fn next_step_at(&self) -> Option<Instant> {
         match &self.stage {

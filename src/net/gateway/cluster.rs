@@ -161,6 +161,12 @@ impl Gateway {
         }
     }
 
+    /// Another process has taken this one's place, and its name.
+    #[cfg(target_os = "linux")]
+    pub(super) fn resign_from_cluster(&mut self) {
+        self.cluster.client.resign(&self.io);
+    }
+
     /// The gateway ends.
     pub(super) fn leave_cluster(&mut self) {
         self.cluster.client.leave(&mut self.io);

@@ -51,6 +51,9 @@ impl Gateway {
 
     pub(super) fn advance_cluster(&mut self) {}
 
+    #[cfg(target_os = "linux")]
+    pub(super) fn resign_from_cluster(&mut self) {}
+
     pub(super) fn leave_cluster(&mut self) {}
 
     pub(super) fn register_device(&mut self, _: SessionId) {}

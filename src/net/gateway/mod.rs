@@ -167,7 +167,9 @@ impl Gateway {
     pub fn bind(config: Config, source: Option<Source>) -> Result<Self, BindError> {
         fd_limit::reserve(config.mqtt.max_connections);
         let sockets = sockets::open(&config)?;
-        Self::bind_with(config, source, sockets)
+        let mut gateway = Self::bind_with(config, source, sockets)?;
+        gateway.start_cluster().map_err(|error| BindError::Setup("choose a random id", error.into()))?;
+        Ok(gateway)
     }
 
     /// Like [`Gateway::bind`], with those sockets of the process that this one replaces that fit the configuration. Call
@@ -195,7 +197,6 @@ impl Gateway {
         if !sockets.others.is_empty() {
             Workers::spawn(&mut gateway, sockets.others)?;
         }
-        gateway.start_cluster().map_err(|error| BindError::Setup("choose a random id", error.into()))?;
         gateway.poll_health();
         gateway.configure_webhooks();
         Ok(gateway)

@@ -346,6 +346,7 @@ impl Gateway {
         // All sockets of the UDP port stay open, since the system numbers them anew when one closes.
         self.forget_predecessors();
         self.await_returning_devices();
+        self.resign_from_cluster();
         self.admin.retire();
         self.workers.broadcast(|| Command::Upgrade(UpgradeStep::Retire));
         self.retire();
@@ -385,6 +386,8 @@ impl Gateway {
     pub fn replace(&mut self, predecessor: &Predecessor) -> io::Result<()> {
         predecessor.wait_to_serve()?;
         self.steer()?;
+        // Not before, since the other process had the name of this gateway.
+        self.start_cluster()?;
         self.ask_predecessors()
     }
 
