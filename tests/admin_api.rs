@@ -409,6 +409,56 @@ fn devices_are_disconnected_by_name_all_at_once_or_by_their_key() {
     }
 }
 
+#[test]
+fn a_device_that_an_operator_denies_is_locked_out_until_allowed_again() {
+    let fixture = fixture(|config| {
+        config.mqtt.denied_macs = vec!["aa:bb:cd".parse().unwrap()].into();
+        config.workers = if cfg!(target_os = "linux") { 2 } else { 1 };
+    });
+    let denied = |mac: &str| {
+        let login = Login::new(mac.parse().unwrap(), Some(KEY.as_bytes()));
+        SimulatedDevice::connect(fixture.gateway.addresses().mqtt, &login, TIMEOUT).is_err()
+    };
+    let ask = |method: &str, name: &str| fixture.request(method, &format!("/api/denied/{name}"), None);
+    // By MAC and by client id, on both workers, connected or not.
+    let mut devices: Vec<_> = (0..4).map(|n| fixture.device(&mac(n))).collect();
+    let call = devices[0].call().unwrap();
+    for n in 0..4 {
+        let answer = json!({ "mac": mac(n), "denied": true, "disconnected": 1 });
+        assert_eq!(ask("PUT", &mac(n)), (200, answer));
+    }
+    assert_eq!(ask("PUT", "g@@@aa_bb_cc_00_00_09@@@u").1["disconnected"], 0);
+    assert_eq!(ask("PUT", &mac(1)).1["disconnected"], 0, "twice is once");
+    assert!(devices[0].wait_for("goodbye", TIMEOUT).unwrap().contains(&*call.parameters.session_id));
+    for device in &mut devices {
+        assert!(device.wait_for("nothing", TIMEOUT).is_err_and(|failure| failure.is_closed()));
+    }
+    assert!(denied(&mac(0)) && denied(&mac(3)) && denied(&mac(9)) && !denied(&mac(8)));
+    let list = fixture.request("GET", "/api/denied", None).1;
+    let macs: Vec<_> = [0, 1, 2, 3, 9].into_iter().map(mac).collect();
+    assert_eq!(list, json!({ "denied": macs, "configured": ["aa:bb:cd"] }));
+    let metrics = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN)).1;
+    let count = "gateway_macs_denied_total{list=\"operator\"} ";
+    let count = metrics.lines().find_map(|line| line.strip_prefix(count)).unwrap();
+    // Four connections were closed, and three logins refused.
+    assert_eq!(count, "7");
+
+    assert_eq!(ask("DELETE", &mac(0)).1, json!({ "mac": mac(0), "denied": false, "disconnected": 0 }));
+    fixture.device(&mac(0));
+    for (method, name, status, code) in [
+        ("DELETE", "aa:bb:cc:00:00:00", 404, "not_denied"),
+        ("DELETE", "aa:bb:cd:00:00:00", 409, "denied_by_config"),
+        ("PUT", "nobody", 400, "bad_parameter"),
+    ] {
+        let (found, answer) = ask(method, name);
+        assert_eq!((found, &answer["code"]), (status, &json!(code)), "{method} {name}");
+    }
+    // The list has a limit.
+    let answers = (0..1000).map(|n| ask("PUT", &format!("02:00:00:00:{:02x}:{:02x}", n >> 8, n & 255)));
+    let refused: Vec<_> = answers.filter(|(status, _)| *status != 200).map(|(_, answer)| answer).collect();
+    assert_eq!((refused.len(), &refused[0]["code"]), (4, &json!("too_many_denied")));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_previous_key_makes_no_token_for_the_api() {

@@ -10,6 +10,7 @@ use super::messages::MessageCounts;
 use super::prometheus::{CONTENT_TYPE, MetricFamilies};
 use super::response::Response;
 use super::servers::ServerList;
+use crate::proto::identity::Mac;
 
 /// One worker's answer. What several workers have to answer together stays typed until all of it is there.
 pub enum Answer {
@@ -35,6 +36,15 @@ pub enum Answer {
         /// The names for which there was none.
         not_connected: BTreeSet<String>,
     },
+    /// `PUT` and `DELETE /api/denied/{clientId}`.
+    Denied {
+        /// The device.
+        mac: Mac,
+        /// False when it is allowed again.
+        denied: bool,
+        /// How many of its connections are closed.
+        disconnected: usize,
+    },
     /// `POST /api/messages`.
     Messages(MessageCounts),
     /// `GET /api/servers`.
@@ -51,6 +61,9 @@ impl Answer {
             Self::DevicesStatus(all) => json_response(&all),
             Self::Messages(counts) => json_response(&counts.to_json()),
             Self::Servers(list) => json_response(&list),
+            Self::Denied { mac, denied, disconnected } => json_response(
+                &json!({ "mac": mac.to_string(), "denied": denied, "disconnected": disconnected }),
+            ),
             Self::Disconnected { count, not_connected } => {
                 json_response(&json!({ "disconnected": count, "notConnected": not_connected }))
             }
@@ -83,6 +96,9 @@ impl Answer {
                 ) => {
                     *count += more;
                     not_connected.retain(|name| elsewhere.contains(name));
+                }
+                (Self::Denied { disconnected, .. }, Self::Denied { disconnected: more, .. }) => {
+                    *disconnected += more;
                 }
                 (Self::Messages(all), Self::Messages(more)) => all.add(&more),
                 (Self::Servers(all), Self::Servers(more)) => all.add(more),

@@ -50,6 +50,12 @@ pub enum Endpoint {
     Session,
     /// Ends a device's call, or its connection too.
     EndSession,
+    /// Lists devices that may not connect.
+    Denied,
+    /// Denies a device until a restart.
+    Deny,
+    /// Takes that back.
+    Allow,
     /// Lists chat servers and what is known about them.
     Servers,
     /// Lists the gateways of the service.
@@ -90,13 +96,14 @@ impl Endpoint {
             }
             Self::Notify | Self::Session | Self::EndSession => Scope::DeviceWorker,
             Self::Metrics | Self::DevicesStatus | Self::Disconnect | Self::Messages => Scope::AllWorkers,
-            Self::Sessions | Self::Servers => Scope::AllWorkers,
+            Self::Sessions | Self::Servers | Self::Deny | Self::Allow => Scope::AllWorkers,
             Self::Health | Self::Ready | Self::OpenApi | Self::Dashboard | Self::NotifyState => {
                 Scope::AnyWorker
             }
             Self::Calls
             | Self::Call
             | Self::Gateways
+            | Self::Denied
             | Self::Credentials
             | Self::Reload
             | Self::Drain
@@ -145,7 +152,7 @@ pub struct Route {
 pub const MAX_DRAIN_SECONDS: u64 = 7 * 24 * 3600;
 
 /// Every call.
-pub static ROUTES: [Route; 29] = {
+pub static ROUTES: [Route; 32] = {
     use Access::{Metrics, Public, Token};
     [
         route(Method::GET, "/", Public, Endpoint::Dashboard),
@@ -167,6 +174,9 @@ pub static ROUTES: [Route; 29] = {
         route(Method::GET, "/api/sessions", Token, Endpoint::Sessions),
         route(Method::GET, "/api/sessions/{clientId}", Token, Endpoint::Session),
         route(Method::DELETE, "/api/sessions/{clientId}", Token, Endpoint::EndSession),
+        route(Method::GET, "/api/denied", Token, Endpoint::Denied),
+        route(Method::PUT, "/api/denied/{clientId}", Token, Endpoint::Deny),
+        route(Method::DELETE, "/api/denied/{clientId}", Token, Endpoint::Allow),
         route(Method::GET, "/api/calls", Token, Endpoint::Calls),
         route(Method::GET, "/api/calls/{id}", Token, Endpoint::Call),
         route(Method::GET, "/api/servers", Token, Endpoint::Servers),

@@ -67,6 +67,7 @@ impl Config {
         for key in CONFIG_KEYS.iter().filter(|key| key.needs_restart) {
             (key.copy)(&mut self, running);
         }
+        self.mqtt.denied_by_operator.clone_from(&running.mqtt.denied_by_operator);
         self
     }
 }
@@ -85,6 +86,14 @@ mod tests {
         config.websocket.development = servers(development);
         config.websocket.development_macs = macs.iter().map(|mac| mac.parse().unwrap()).collect();
         config
+    }
+
+    #[test]
+    fn a_reload_keeps_the_devices_that_an_operator_has_denied() {
+        let mut running = Config::default();
+        running.mqtt.denied_by_operator.insert([1; 6].into());
+        let kept = Config::default().after_reload(&running).mqtt;
+        assert_eq!(kept.denied_by_operator, running.mqtt.denied_by_operator);
     }
 
     #[test]

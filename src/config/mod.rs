@@ -3,6 +3,7 @@
 //! [`Config`] is only ever built from values that are allowed, so nothing behind this module checks again.
 //! [`Source`] reads one: defaults, then the file, then the environment, then the command line, the later over the earlier.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -139,6 +140,8 @@ settings! {
         pub allowed_macs: MacPrefixes = MacPrefixes::default(),
         /// Devices that may not connect, whatever `allowed_macs` holds.
         pub denied_macs: MacPrefixes = MacPrefixes::default(),
+        /// Devices that an operator has denied since the start. No key of the file: a reload keeps them, a restart does not.
+        pub denied_by_operator: BTreeSet<Mac> = BTreeSet::new(),
         /// The key of the devices' passwords; without one every device is accepted.
         pub signature_key: Option<Secret> = None,
         /// Keys of devices' passwords that are accepted besides, while `signature_key` is rolled out. They open nothing else.
@@ -153,6 +156,8 @@ pub enum MacDenial {
     Denied,
     /// It is not in `mqtt.allowed_macs`.
     NotAllowed,
+    /// An operator has denied it.
+    Operator,
 }
 
 impl MacDenial {
@@ -161,6 +166,7 @@ impl MacDenial {
         match self {
             Self::Denied => "its MAC is in mqtt.denied_macs",
             Self::NotAllowed => "its MAC is not in mqtt.allowed_macs",
+            Self::Operator => "an operator has denied it",
         }
     }
 }
@@ -170,6 +176,9 @@ impl Mqtt {
     pub fn mac_denial(&self, mac: Mac) -> Option<MacDenial> {
         if self.denied_macs.contains(mac) {
             return Some(MacDenial::Denied);
+        }
+        if self.denied_by_operator.contains(&mac) {
+            return Some(MacDenial::Operator);
         }
         let is_allowed = self.allowed_macs.is_empty() || self.allowed_macs.contains(mac);
         (!is_allowed).then_some(MacDenial::NotAllowed)

@@ -154,7 +154,7 @@ pub struct Metrics {
     dial_failures: [u64; BackendStage::ALL.len()],
     refusals: [u64; REFUSALS.len()],
     api_refusals: [u64; API_REFUSALS.len()],
-    mac_denials: [u64; 2],
+    mac_denials: [u64; 3],
 }
 
 impl Default for Metrics {
@@ -203,7 +203,7 @@ impl Default for Metrics {
             dial_failures: [0; BackendStage::ALL.len()],
             refusals: [0; REFUSALS.len()],
             api_refusals: [0; API_REFUSALS.len()],
-            mac_denials: [0; 2],
+            mac_denials: [0; 3],
         }
     }
 }
@@ -247,7 +247,7 @@ impl Metrics {
 
     /// Devices that may not connect, by the list that says so.
     pub fn mac_denials(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        ["denied_macs", "allowed_macs"].into_iter().zip(self.mac_denials)
+        ["denied_macs", "allowed_macs", "operator"].into_iter().zip(self.mac_denials)
     }
 
     pub(crate) fn discarded(&mut self, discard: DropReason) {
@@ -271,6 +271,7 @@ impl Metrics {
             Counter::Redialled => self.redials += 1,
             Counter::MacDenied(MacDenial::Denied) => self.mac_denials[0] += 1,
             Counter::MacDenied(MacDenial::NotAllowed) => self.mac_denials[1] += 1,
+            Counter::MacDenied(MacDenial::Operator) => self.mac_denials[2] += 1,
             Counter::DialFailed(stage) => self.dial_failures[stage as usize] += 1,
         }
     }

@@ -16,6 +16,7 @@ use mqtt_websocket_proxy::net::Running;
 
 pub mod admin;
 pub mod audio;
+pub mod browser;
 pub mod byte_table;
 pub mod chat_server;
 pub mod device;

@@ -23,6 +23,8 @@ async function runDialog() {
   try {
     const told = await run();
     if (running !== run) return;
+    // With nothing to say the dialog shows it itself, and can be used again.
+    if (told === null) { $("outcome").replaceChildren(); $("confirm").disabled = false; return; }
     running = null;
     $("outcome").replaceChildren(...[told].flat());
     $("outcome").className = "good";
@@ -44,16 +46,16 @@ function field(label, element) {
 }
 function input(attributes = {}) { return Object.assign(make("input"), { autocomplete: "off", ...attributes }); }
 
-const ACTIONS = [["message", false], ["notify", false], ["ring", true], ["hang", true], ["cut", false]];
+const ACTIONS = [["message", false], ["notify", false], ["ring", true], ["hang", true], ["cut", false], ["deny", false]];
 /// Buttons for a device: those in the second column of ACTIONS need a call.
 function showActions(device) {
   const box = $("acts");
   if (box.children.length !== ACTIONS.length || box.language !== language) {
     box.language = language;
     box.replaceChildren(...ACTIONS.map(([name]) => {
-      const button = make("button", name === "hang" || name === "cut" ? "danger" : "", t(name));
+      const button = make("button", ["hang", "cut", "deny"].includes(name) ? "danger" : "", t(name));
       button.id = "act-" + name;
-      button.addEventListener("click", () => ({ message: askMessage, notify: askNotify, ring: askRing, hang: askEnd, cut: askEnd })[name](picked, name));
+      button.addEventListener("click", () => ({ message: askMessage, notify: askNotify, ring: askRing, hang: askEnd, cut: askEnd, deny: askDeny })[name](picked, name));
       return button;
     }));
   }
@@ -104,6 +106,47 @@ function askEnd(id, name) {
     await ask(devicePath("sessions", id) + (name === "cut" ? "?disconnect=true" : ""), "DELETE");
     return t("done_" + name);
   } });
+}
+
+/// Denying ends with a way back.
+function askDeny(id) {
+  openDialog({ title: t("denyIt", { n: macOf(id) }), body: [make("p", "", t("help_deny"))], confirm: t("deny"), danger: true, run: async () => {
+    const { mac } = await ask(devicePath("denied", id), "PUT"), undo = make("button", "", t("allow"));
+    undo.type = "button";
+    undo.addEventListener("click", () => allow(mac, () => put($("outcome"), t("allowed"))));
+    return [make("p", "", t("done_deny")), undo];
+  } });
+}
+async function allow(mac, then) {
+  try {
+    await ask(devicePath("denied", mac), "DELETE");
+    then();
+  } catch (error) { put($("outcome"), error.message); $("outcome").className = "bad"; }
+}
+/// Devices that may not connect. The dialog stays open, so that several can be denied or allowed.
+async function askDenied() {
+  const box = make("div"), mac = input({ id: "denyMac", required: true, placeholder: "aa:bb:cc:dd:ee:ff", spellcheck: false });
+  box.id = "deniedList";
+  const listThem = async () => {
+    const { denied, configured } = await ask("/api/denied"), rows = make("ul", "items");
+    for (const mac of denied) {
+      const row = make("li", "top"), again = make("button", "", t("allow"));
+      again.type = "button";
+      again.addEventListener("click", () => allow(mac, listThem));
+      row.append(make("span", "", mac), again);
+      rows.append(row);
+    }
+    for (const mac of configured) { const row = make("li", "top"); row.append(make("span", "", mac), make("span", "dim", "mqtt.denied_macs")); rows.append(row); }
+    box.replaceChildren(rows.children.length ? rows : t("noCalls"));
+  };
+  const run = async () => {
+    await ask(devicePath("denied", mac.value.trim()), "PUT");
+    mac.value = "";
+    await listThem();
+    return null;
+  };
+  openDialog({ title: t("denied"), body: [make("p", "dim", t("help_deny")), box, field("macAddress", mac)], confirm: t("deny"), danger: true, run });
+  listThem().catch((error) => put(box, error.message));
 }
 
 // ----- the gateway itself

@@ -113,6 +113,7 @@ $("cancel").addEventListener("click", () => $("dialog").close());
 // The event comes later: another dialog may be open by then.
 $("dialog").addEventListener("close", () => { if ($("dialog").open) return; running = null; $("dialogBody").replaceChildren(); $("outcome").replaceChildren(); });
 $("addDevice").addEventListener("click", askAddDevice);
+$("denied").addEventListener("click", askDenied);
 $("reload").addEventListener("click", askReload);
 $("showConfig").addEventListener("click", showConfig);
 $("bundle").addEventListener("click", downloadBundle);

@@ -65,6 +65,9 @@ impl Gateway {
             Endpoint::EndSession => self.handle_end_session(client_id, query),
             Endpoint::Servers => return Some(self.handle_servers()),
             Endpoint::Gateways => self.handle_gateways(),
+            Endpoint::Denied => self.handle_list_denied(),
+            Endpoint::Deny => return Some(self.handle_deny(client_id, true)),
+            Endpoint::Allow => return Some(self.handle_deny(client_id, false)),
             Endpoint::Credentials => self.handle_credentials(body),
             Endpoint::Reload => self.handle_reload(query),
             // Is no request with one answer: see `start_event_stream`.

@@ -1,4 +1,4 @@
-//! Management requests that the dashboard needs: chat servers, a new device, and what a reload would change.
+//! Management requests that the dashboard needs: chat servers, a new device, and devices that may not connect.
 
 use std::collections::HashMap;
 use std::iter;
@@ -10,15 +10,21 @@ use log::info;
 use crate::admin::answer::{Answer, json_response};
 use crate::admin::device_setup::{DeviceSetup, OtaObstacle, parse_mac};
 use crate::admin::gateways::{GatewayDto, GatewayList};
-use crate::admin::params::Members;
+use crate::admin::params::{BadParameter, Members};
 use crate::admin::response::Response;
 use crate::admin::servers::{ServerDto, ServerList};
 use crate::config::ChatServerConfig;
+use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::admin_handlers::{bad_json, bad_parameter};
+use crate::proto::identity::{ClientId, Mac, MacPrefix};
+use crate::session::Core;
+use crate::text;
 
 /// The path under which a device asks for its settings.
 const OTA_PATH: &str = "/xiaozhi/ota/";
+/// Devices that operators may deny at once: a list in memory, which whoever has a token could otherwise fill without end.
+const MAX_DENIED: usize = 1000;
 
 impl Gateway {
     pub(super) fn handle_servers(&self) -> Answer {
@@ -57,6 +63,55 @@ impl Gateway {
         };
         let gateways = iter::once(own).chain(self.other_gateways()).collect();
         json_response(&GatewayList { cluster: self.describe_cluster(), gateways })
+    }
+
+    pub(super) fn handle_list_denied(&self) -> Response {
+        let mqtt = &self.io.config.mqtt;
+        let shown = |macs: &mut dyn Iterator<Item = String>| macs.collect::<Vec<_>>();
+        json_response(&serde_json::json!({
+            "denied": shown(&mut mqtt.denied_by_operator.iter().map(Mac::to_string)),
+            "configured": shown(&mut mqtt.denied_macs.as_slice().iter().map(MacPrefix::to_string)),
+        }))
+    }
+
+    /// Denies a device until the gateway restarts, or takes that back. Each worker has its own copy of the list, so that a login
+    /// needs no lock.
+    pub(super) fn handle_deny(&mut self, name: &str, deny: bool) -> Answer {
+        let client_id = ClientId::parse(name).map(|client_id| client_id.mac());
+        let Ok(mac) = client_id.or_else(|_| name.parse()) else {
+            let allowed = "a client id, or a MAC address like aa:bb:cc:dd:ee:ff";
+            let bad = BadParameter::new("clientId", &text::quoted(name), allowed);
+            return Answer::Response(bad_parameter(&bad));
+        };
+        let mqtt = &self.io.config.mqtt;
+        let is_listed = mqtt.denied_by_operator.contains(&mac);
+        if !deny && mqtt.denied_macs.contains(mac) {
+            let why = "mqtt.denied_macs has this MAC: change the configuration.";
+            return Answer::Response(Response::error(409, "denied_by_config", why));
+        }
+        if !deny && !is_listed {
+            return Answer::Response(Response::error(404, "not_denied", "No operator has denied this MAC."));
+        }
+        if deny && !is_listed && mqtt.denied_by_operator.len() >= MAX_DENIED {
+            let why = format!("{MAX_DENIED} MACs are denied: put them into mqtt.denied_macs.");
+            return Answer::Response(Response::error(409, "too_many_denied", &why));
+        }
+        let config = Arc::make_mut(&mut self.io.config);
+        match deny {
+            true => config.mqtt.denied_by_operator.insert(mac),
+            false => config.mqtt.denied_by_operator.remove(&mac),
+        };
+        if self.workers.is_leader() {
+            let what = if deny { "is denied until the gateway restarts" } else { "may connect again" };
+            info!("an operator: {mac} {what}");
+        }
+        let is_present = |id: &SessionId| self.sessions.get(*id).is_some_and(|s| s.core.is_present());
+        let present: Vec<_> = self.sessions.by_mac(mac).filter(is_present).collect();
+        let disconnected = if deny { present.len() } else { 0 };
+        if deny {
+            present.into_iter().for_each(|id| self.drive(id, Core::on_reload));
+        }
+        Answer::Denied { mac, denied: deny, disconnected }
     }
 
     /// Tells an operator what a new device needs.

@@ -250,6 +250,7 @@ mod tests {
             (CloseReason::Operator, "disconnected by an operator"),
             (CloseReason::MacDenied(MacDenial::Denied), "its MAC is in mqtt.denied_macs"),
             (CloseReason::MacDenied(MacDenial::NotAllowed), "its MAC is not in mqtt.allowed_macs"),
+            (CloseReason::MacDenied(MacDenial::Operator), "an operator has denied it"),
         ] {
             assert_eq!(reason.to_string(), words);
         }

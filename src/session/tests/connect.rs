@@ -154,6 +154,22 @@ fn the_lists_of_macs_are_asked_after_the_signature_and_denied_wins() {
 }
 
 #[test]
+fn a_device_that_an_operator_denies_is_refused_until_it_is_allowed_again() {
+    let good = identity::device_password(KEY.as_bytes(), ID, USER);
+    let mut scenario = Scenario::new();
+    scenario.shell.config.mqtt.signature_key = Secret::new(KEY);
+    let mac = "aa:bb:cc:dd:ee:ff".parse().unwrap();
+    scenario.shell.config.mqtt.denied_by_operator.insert(mac);
+    let actions = scenario.packet(signed(&good));
+    assert_eq!(actions[0], Action::Count(Counter::MacDenied(MacDenial::Operator)));
+    assert_eq!(actions[1], Action::RefuseConnect(ConnectReturnCode::NotAuthorised));
+    scenario.shell.config.mqtt.denied_by_operator.remove(&mac);
+    scenario.core = Core::new(device_ip(), scenario.shell.now);
+    scenario.packet(signed(&good));
+    assert!(scenario.core.is_online());
+}
+
+#[test]
 fn a_reload_that_denies_a_device_ends_its_call_and_connection() {
     for away in [false, true] {
         let mut scenario = Scenario::in_call();
