@@ -21,9 +21,13 @@ use crate::clock::{local_time_zone, timestamp};
 use crate::config::{Config, LogFormat, LogTime};
 use line::{TextLines, json_line};
 use output::{LogFile, Output, Stderr};
+use recent::RecentLines;
 
 mod line;
 mod output;
+mod recent;
+
+pub use recent::RecentLine;
 
 /// Lines queued for one output.
 const QUEUE_CAPACITY: usize = 1024;
@@ -36,6 +40,7 @@ const CRATE_TARGET: &str = "mqtt_websocket_proxy";
 static LOST_LINES: AtomicUsize = AtomicUsize::new(0);
 static QUEUES: OnceLock<Queues> = OnceLock::new();
 static SETTINGS: Settings = Settings::new();
+static RECENT: Mutex<RecentLines> = Mutex::new(RecentLines::new());
 
 /// Starts logging to stderr and, when given, to the end of `logging.file_path`, whose missing parent folders are made;
 /// [`output_file::open`](crate::output_file::open) says with which mode, and which links are refused.
@@ -50,7 +55,7 @@ pub fn start(config: &Config) -> io::Result<()> {
         queues.push(spawn_writer("log-file", file)?);
     }
     let queues = QUEUES.get_or_init(|| queues.into());
-    let logger = Logger::new(queues, &SETTINGS, local_time_zone());
+    let logger = Logger::new(queues, &SETTINGS, &RECENT, local_time_zone());
     log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)
 }
 
@@ -95,6 +100,12 @@ pub(crate) use log_about;
 /// The number of lines that were dropped since the start, counted for each output.
 pub fn lost_lines() -> u64 {
     LOST_LINES.load(Ordering::Relaxed) as u64
+}
+
+/// The last lines behind this id, of this level or a more serious one, and the id of the last of all: up to 500 lines and 512 KiB are
+/// kept in memory. None without [`start`].
+pub fn recent_lines(after: u64, level: Level) -> (u64, Vec<RecentLine>) {
+    RECENT.lock().unwrap_or_else(PoisonError::into_inner).after(after, level)
 }
 
 /// Waits until every line logged so far is written, but no longer than `limit`.
@@ -178,12 +189,18 @@ struct Logger {
     text: Mutex<TextLines>,
     queues: Queues,
     settings: &'static Settings,
+    recent: &'static Mutex<RecentLines>,
     zone: TimeZone,
 }
 
 impl Logger {
-    fn new(queues: &Queues, settings: &'static Settings, zone: TimeZone) -> Self {
-        Self { text: Mutex::new(TextLines::new()), queues: Arc::clone(queues), settings, zone }
+    fn new(
+        queues: &Queues,
+        settings: &'static Settings,
+        recent: &'static Mutex<RecentLines>,
+        zone: TimeZone,
+    ) -> Self {
+        Self { text: Mutex::new(TextLines::new()), queues: Arc::clone(queues), settings, recent, zone }
     }
 }
 
@@ -208,6 +225,7 @@ impl Log for Logger {
                 count_lost_line();
             }
         }
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).push(record.level(), line);
     }
 
     fn flush(&self) {
@@ -246,7 +264,8 @@ mod tests {
 
     /// A logger of its own, beside the process's.
     fn logger(queues: Vec<SyncSender<Line>>) -> Logger {
-        Logger::new(&queues.into(), Box::leak(Box::new(Settings::new())), TimeZone::utc())
+        let recent = Box::leak(Box::new(Mutex::new(RecentLines::new())));
+        Logger::new(&queues.into(), Box::leak(Box::new(Settings::new())), recent, TimeZone::utc())
     }
 
     fn log_info(logger: &Logger, target: &str, text: &str) {

@@ -18,6 +18,7 @@ use mqtt_websocket_proxy::logger;
 use mqtt_websocket_proxy::net::gateway::fd_limit;
 use mqtt_websocket_proxy::net::{Gateway, Handle, Predecessor, Program};
 use mqtt_websocket_proxy::output_file;
+use mqtt_websocket_proxy::tools::check;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use mqtt_websocket_proxy::tools::language;
 use mqtt_websocket_proxy::tools::page::page_url;
@@ -80,6 +81,7 @@ fn run_gateway(run: RunOptions, mut predecessor: Option<&mut Predecessor>) -> Re
         Some(predecessor) => Gateway::bind_in_place_of(predecessor, config.clone(), Some(source)),
     }
     .map_err(ExitError::runtime)?;
+    gateway.set_checker(check::report);
     handle_signals(gateway.handle(), program, run.pid_file.clone())
         .map_err(|error| ExitError::runtime(format!("signals cannot be watched: {error}")))?;
     if let Some(predecessor) = &predecessor {

@@ -18,6 +18,7 @@ macro_rules! script {
             include_str!("dashboard/words.json"),
             ";\n",
             include_str!("dashboard/base.js"),
+            include_str!("dashboard/said.js"),
             include_str!("dashboard/gateway.js"),
             include_str!("dashboard/totals.js"),
             include_str!("dashboard/health.js"),
@@ -27,6 +28,7 @@ macro_rules! script {
             include_str!("dashboard/calls.js"),
             include_str!("dashboard/servers.js"),
             include_str!("dashboard/errors.js"),
+            include_str!("dashboard/log.js"),
             include_str!("dashboard/actions.js"),
             include_str!("dashboard/page.js"),
         )
@@ -44,7 +46,9 @@ pub const HTML: &str = concat!(
     script!(),
     "</script>\n</body>\n</html>\n",
 );
-/// Its media type.
+/// The catalogue that translates the gateway's own sentences (GNU gettext). The page asks for it in Chinese only.
+pub const CHINESE: &str = include_str!("../messages.zh.po");
+/// The media type of the page.
 pub const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 
 /// What a browser may do for the page (Content Security Policy Level 3): run its one script, use its one style sheet, and

@@ -62,6 +62,10 @@ pub enum Endpoint {
     Gateways,
     /// Says what a new device needs.
     Credentials,
+    /// Checks settings and chat servers.
+    Check,
+    /// The report of that.
+    CheckReport,
     /// Reads the configuration file again.
     Reload,
     /// Begins a drain.
@@ -70,10 +74,14 @@ pub enum Endpoint {
     Config,
     /// What went wrong lately.
     Errors,
+    /// The last lines of the log.
+    Log,
     /// What happens, as it happens.
     Events,
     /// The page for operators.
     Dashboard,
+    /// What the page needs to speak Chinese.
+    Catalogue,
 }
 
 /// Which worker can answer a call.
@@ -97,19 +105,25 @@ impl Endpoint {
             Self::Notify | Self::Session | Self::EndSession => Scope::DeviceWorker,
             Self::Metrics | Self::DevicesStatus | Self::Disconnect | Self::Messages => Scope::AllWorkers,
             Self::Sessions | Self::Servers | Self::Deny | Self::Allow => Scope::AllWorkers,
-            Self::Health | Self::Ready | Self::OpenApi | Self::Dashboard | Self::NotifyState => {
-                Scope::AnyWorker
-            }
+            Self::Health
+            | Self::Ready
+            | Self::OpenApi
+            | Self::Dashboard
+            | Self::Catalogue
+            | Self::NotifyState => Scope::AnyWorker,
             Self::Calls
             | Self::Call
             | Self::Gateways
             | Self::Denied
             | Self::Credentials
+            | Self::Check
+            | Self::CheckReport
             | Self::Reload
             | Self::Drain
             | Self::Config
             | Self::Errors
             | Self::Events
+            | Self::Log
             | Self::CommandResult => Scope::AnyWorker,
         }
     }
@@ -152,10 +166,11 @@ pub struct Route {
 pub const MAX_DRAIN_SECONDS: u64 = 7 * 24 * 3600;
 
 /// Every call.
-pub static ROUTES: [Route; 32] = {
+pub static ROUTES: [Route; 36] = {
     use Access::{Metrics, Public, Token};
     [
         route(Method::GET, "/", Public, Endpoint::Dashboard),
+        route(Method::GET, "/messages.zh.po", Public, Endpoint::Catalogue),
         route(Method::GET, "/healthz", Public, Endpoint::Health),
         route(Method::GET, "/readyz", Public, Endpoint::Ready),
         route(Method::GET, "/metrics", Metrics, Endpoint::Metrics),
@@ -182,11 +197,14 @@ pub static ROUTES: [Route; 32] = {
         route(Method::GET, "/api/servers", Token, Endpoint::Servers),
         route(Method::GET, "/api/gateways", Token, Endpoint::Gateways),
         route(Method::POST, "/api/credentials", Token, Endpoint::Credentials),
+        route(Method::POST, "/api/check", Token, Endpoint::Check),
+        route(Method::GET, "/api/check", Token, Endpoint::CheckReport),
         route(Method::POST, "/api/reload", Token, Endpoint::Reload),
         route(Method::POST, "/api/drain", Token, Endpoint::Drain),
         route(Method::GET, "/api/config", Token, Endpoint::Config),
         route(Method::GET, "/api/errors", Token, Endpoint::Errors),
         route(Method::GET, "/api/events", Token, Endpoint::Events),
+        route(Method::GET, "/api/log", Token, Endpoint::Log),
     ]
 };
 
@@ -373,7 +391,7 @@ mod tests {
                 assert_eq!(path.contains("{clientId}"), item["parameters"][0]["$ref"].is_string(), "{place}");
                 assert_eq!(
                     operation.get("requestBody").is_some(),
-                    method == "post" && !["/api/reload", "/api/drain"].contains(&path.as_str()),
+                    method == "post" && !["/api/check", "/api/reload", "/api/drain"].contains(&path.as_str()),
                     "{place}"
                 );
             }

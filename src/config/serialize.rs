@@ -44,7 +44,7 @@ impl Config {
             }
         }
         for webhook in &mut masked.webhooks {
-            webhook.url.url = webhook.url.to_string();
+            webhook.url.url = webhook.shown_url();
             webhook.secret = webhook.secret.as_ref().and_then(|_| Secret::new("***"));
         }
         if let Some(upstream) = &mut masked.ota.upstream {
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(shown["mqtt"]["signature_key"], "***");
         assert_eq!(shown["mqtt"]["previous_signature_keys"], json!(["***", "***"]));
         assert_eq!(shown["websocket"]["production_servers"], json!(["wss://a:99/b?token=***", "ws://c/"]));
-        assert_eq!(shown["webhooks"], json!([{ "url": "https://a/?key=***", "secret": "***" }]));
+        assert_eq!(shown["webhooks"], json!([{ "url": "https://a/***", "secret": "***" }]));
         assert_eq!(shown["ota"]["upstream"], "http://console/ota/?key=***");
         assert_eq!(shown["cluster"]["redis"], "redis://u:***@r:6379/0");
         let health_url = "https://h/?key=***";

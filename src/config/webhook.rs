@@ -59,6 +59,13 @@ pub struct Webhook {
 }
 
 impl Webhook {
+    /// The URL without its path and query: with many services they are the secret that lets whoever has them post.
+    pub fn shown_url(&self) -> String {
+        let target = &self.url.target;
+        let path = if target.path == "/" { "/" } else { "/***" };
+        format!("http{}://{}{path}", if target.tls { "s" } else { "" }, target.authority)
+    }
+
     /// Whether it is told of such an event.
     pub fn wants(&self, kind: EventKind) -> bool {
         self.events.is_empty() || self.events.iter().any(|pattern| matches(pattern, kind))
@@ -81,6 +88,18 @@ pub(super) fn event_pattern(text: &str) -> Option<String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn path_and_query_are_not_shown() {
+        for (url, shown) in [
+            ("http://a:81/", "http://a:81/"),
+            ("https://hooks.example/services/T0/B1/x9", "https://hooks.example/***"),
+            ("https://a/?key=x", "https://a/***"),
+        ] {
+            let webhook = Webhook { url: url.parse().unwrap(), secret: None, events: Vec::new() };
+            assert_eq!(webhook.shown_url(), shown);
+        }
+    }
 
     #[test]
     fn patterns_choose_events() {

@@ -82,7 +82,7 @@ impl Webhooks {
             let spawned = thread::Builder::new().name("webhook".to_owned()).stack_size(STACK_SIZE);
             match spawned.spawn(move || reader.run()) {
                 Ok(_) => self.running.push(Running { webhook: webhook.clone(), end, ended }),
-                Err(error) => error!("webhook {}: no thread can be started: {error}", webhook.url),
+                Err(error) => error!("webhook {}: no thread can be started: {error}", webhook.shown_url()),
             }
         }
     }
@@ -97,7 +97,7 @@ impl Webhooks {
         for Running { webhook, ended, .. } in &self.running {
             let left = until.saturating_duration_since(Instant::now());
             if ended.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
-                warn!("webhook {}: it does not get the last events before the end", webhook.url);
+                warn!("webhook {}: it does not get the last events before the end", webhook.shown_url());
             }
         }
     }
@@ -139,7 +139,7 @@ impl Reader {
                 self.counts.lost.fetch_add(lost as usize, Ordering::Relaxed);
                 warn!(
                     "webhook {}: {lost} events, of all kinds, were not kept for it: it is too slow",
-                    self.webhook.url
+                    self.webhook.shown_url()
                 );
             }
             self.deliver(&event);
@@ -148,12 +148,17 @@ impl Reader {
 
     /// Asks until the server has taken the event, or has refused it for good.
     fn deliver(&self, event: &StoredEvent) {
-        let url = &self.webhook.url;
+        let url = self.webhook.shown_url();
         let request = request(&self.webhook, event);
         let (mut pause, mut failures) = (FIRST_PAUSE, 0);
         while !self.end.is_now() {
             let until = Instant::now() + TIMEOUT;
-            let why = match http_client::status(&url.target, &self.config.websocket, &request, until) {
+            let why = match http_client::status(
+                &self.webhook.url.target,
+                &self.config.websocket,
+                &request,
+                until,
+            ) {
                 Ok(200..=299) => {
                     self.counts.delivered.fetch_add(1, Ordering::Relaxed);
                     if failures > 0 {

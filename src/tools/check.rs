@@ -21,7 +21,7 @@ use std::time::Duration;
 use pico_args::Arguments;
 
 use self::diagnosis::ServerDiagnosis;
-use self::report::{CheckReporter, Finding};
+use self::report::{CheckReporter, Finding, Findings, ServerReport};
 use self::server::ServerCheck;
 use super::command_line::{self, CommandLine, usage_error};
 use super::language::translated;
@@ -62,6 +62,9 @@ wrong usage.";
 /// Servers that are tried in parallel.
 const MAX_CONCURRENT_CHECKS: usize = 8;
 
+/// How long a step may take.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Locally administered, and "check" in ASCII.
 const DEFAULT_MAC: [u8; 6] = [0x02, 0x63, 0x68, 0x65, 0x63, 0x6b];
 
@@ -81,7 +84,8 @@ impl CheckOptions {
         let mac = args.value("--mac")?.unwrap_or(Mac::from(DEFAULT_MAC));
         let uuid = args.text("--uuid")?.unwrap_or_else(|| mac.underscored());
         ClientId::parse(&format!("check@@@{mac}@@@{uuid}")).map_err(|error| format!("--uuid: {error}"))?;
-        let timeout = Duration::from_secs(args.whole_number("--timeout", 60)?.unwrap_or(5).into());
+        let timeout = args.whole_number("--timeout", 60)?.map(|seconds| Duration::from_secs(seconds.into()));
+        let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
         let (migrate, json) = (args.flag("--migrate"), args.flag("--json"));
         args.finish()?;
         let node = || (migrate && Path::new(NODE_FILE).exists()).then(|| PathBuf::from(NODE_FILE));
@@ -98,42 +102,62 @@ pub fn run(args: Arguments) -> ExitCode {
     })
 }
 
+/// Checks a configuration in use, and returns what `--json` prints, without where it came from.
+pub fn report(config: &Config) -> String {
+    let mac = Mac::from(DEFAULT_MAC);
+    let options = CheckOptions {
+        config: None,
+        migrate: false,
+        mac,
+        uuid: mac.underscored(),
+        timeout: DEFAULT_TIMEOUT,
+        json: true,
+    };
+    let settings = find_settings(config, &options);
+    let report = Findings::new(settings, try_servers(config, &options));
+    step_report::to_json(&report)
+}
+
 fn check(options: &CheckOptions, source: &Source) -> ExitCode {
     let terminal = if options.json { Terminal::stderr() } else { Terminal::stdout() };
     let (config, errors) = source.load_with_errors();
     let mut reporter = CheckReporter::new(terminal, source, &config);
     let report = if errors.is_empty() {
-        reporter.report.settings = settings::check_settings(&config);
         reporter.progress(&format!("trying {} chat servers ...", config.servers().count()));
-        let findings = &mut reporter.report.settings;
-        findings.extend(ports::check_ports(&config));
-        findings.extend(ota::check_ota(&config, options.mac, options.timeout));
-        #[cfg(feature = "cluster")]
-        findings.extend(redis::check_redis(&config.cluster, options.timeout));
-        findings.push(public_ip::check_public_ip(&config.udp));
-        let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
-        findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", StepState::Warn, what)));
-        let clock = clock_warning().map(|warning| Finding::new("clock", StepState::Warn, warning));
-        findings.extend(clock);
-        findings.extend(public_ip::check_container(&config.udp));
-        check_servers(&config, options, &mut reporter);
-        reporter.finish()
+        let settings = find_settings(&config, options);
+        reporter.finish(Findings::new(settings, try_servers(&config, options)))
     } else {
         reporter.config_rejected(&errors)
     };
     if options.json {
         Terminal::stdout().print_line(&step_report::to_json(&report));
     }
-    match (report.ok, report.problems.is_empty()) {
+    match (report.findings.ok, report.problems.is_empty()) {
         (true, _) => ExitCode::SUCCESS,
         (false, true) => ExitCode::FAILURE,
         (false, false) => ExitCode::from(2),
     }
 }
 
-fn check_servers(config: &Config, options: &CheckOptions, reporter: &mut CheckReporter) {
+/// What there is to say about everything but the chat servers.
+fn find_settings(config: &Config, options: &CheckOptions) -> Vec<Finding> {
+    let mut findings = settings::check_settings(config);
+    findings.extend(ports::check_ports(config));
+    findings.extend(ota::check_ota(config, options.mac, options.timeout));
+    #[cfg(feature = "cluster")]
+    findings.extend(redis::check_redis(&config.cluster, options.timeout));
+    findings.push(public_ip::check_public_ip(&config.udp));
+    let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
+    findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", StepState::Warn, what)));
+    findings.extend(clock_warning().map(|warning| Finding::new("clock", StepState::Warn, warning)));
+    findings.extend(public_ip::check_container(&config.udp));
+    findings
+}
+
+fn try_servers(config: &Config, options: &CheckOptions) -> Vec<ServerReport> {
+    let mut reports = Vec::new();
     for some in config.servers().collect::<Vec<_>>().chunks(MAX_CONCURRENT_CHECKS) {
-        reporter.report.servers.extend(thread::scope(|scope| {
+        reports.extend(thread::scope(|scope| {
             let start = |&(list, server)| {
                 let check = ServerCheck { options, diagnosis: ServerDiagnosis { server, config } };
                 scope.spawn(move || check.run(list))
@@ -144,6 +168,7 @@ fn check_servers(config: &Config, options: &CheckOptions, reporter: &mut CheckRe
             reports.collect::<Vec<_>>()
         }));
     }
+    reports
 }
 
 /// Prints the configuration as a file in the gateway's own shape.

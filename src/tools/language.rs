@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use pico_args::Arguments;
 
 /// The Chinese catalogue, in the format of GNU gettext.
-const CHINESE: &str = include_str!("messages.zh.po");
+const CHINESE: &str = include_str!("../messages.zh.po");
 /// What stands for a value.
 const PLACEHOLDER: &str = "{}";
 /// The variables that name the language (POSIX.1-2017 section 8.2); the first that is set and not empty counts.

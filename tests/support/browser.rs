@@ -1,7 +1,7 @@
 //! The dashboard in a headless Chromium, which is controlled with the Chrome DevTools Protocol.
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -104,7 +104,11 @@ impl Browser {
     }
 
     pub fn open(&mut self, fixture: &Fixture) {
-        self.call("Page.navigate", json!({ "url": format!("http://{}/", fixture.api) }));
+        self.open_at(fixture.api);
+    }
+
+    pub fn open_at(&mut self, api: SocketAddr) {
+        self.call("Page.navigate", json!({ "url": format!("http://{api}/") }));
         self.until("document.readyState === 'complete' && typeof poll === 'function'");
     }
 
@@ -142,8 +146,12 @@ impl Browser {
     }
 
     pub fn log_in(&mut self) {
+        self.log_in_with(TOKEN);
+    }
+
+    pub fn log_in_with(&mut self, token: &str) {
         self.until("!$('ask').hidden");
-        self.fill("token", TOKEN);
+        self.fill("token", token);
         self.click("#login button");
         self.until("state === 'live' && totals.devices !== undefined");
     }

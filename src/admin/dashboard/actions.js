@@ -30,7 +30,7 @@ async function runDialog() {
     $("outcome").className = "good";
     $("confirm").hidden = true;
     put($("cancel"), t("close"));
-    $("cancel").focus();
+    $("cancel").focus({ preventScroll: true });
   } catch (error) {
     put($("outcome"), error.message);
     $("outcome").className = "bad";
@@ -200,15 +200,49 @@ async function showConfig() {
   openDialog({ title: t("showConfig"), body: [pre] });
   try { put(pre, JSON.stringify(await ask("/api/config"), null, 2)); } catch (error) { put(pre, error.message); }
 }
+/// The report of a check that is started now; it takes some seconds for each chat server that does not answer.
+async function checkNow() {
+  await ask("/api/check", "POST");
+  for (;;) {
+    const told = await ask("/api/check");
+    if (!told.running) return told.report;
+    await new Promise((done) => setTimeout(done, 500));
+  }
+}
+const CHECK_CLASS = { ok: "good", warn: "warn", fail: "bad" };
+function checkReport(report) {
+  const list = make("ul", "items");
+  const add = (name, state, detail, advice) => {
+    const item = make("li"), top = make("div", "top");
+    top.append(make("strong", CHECK_CLASS[state] ?? "dim", t("check_" + state)), make("span", "plain", said(name)));
+    item.append(top, ...detail ? [make("p", "plain", said(detail))] : [], ...advice.map((text) => make("p", "dim", "→ " + said(text))));
+    list.append(item);
+  };
+  const worst = (list) => [...list].sort((a, b) => CHECK_ORDER.indexOf(a.state) - CHECK_ORDER.indexOf(b.state));
+  for (const server of worst(report.servers)) {
+    add(server.server, server.state, server.steps.map((step) => said(step.step) + (step.state === "ok" ? step.ms === undefined ? "" : " " + number(step.ms, 1) + " ms" : ": " + said(step.detail))).join(" · "), server.troubles.flatMap((trouble) => [trouble.cause, ...trouble.advice]));
+  }
+  for (const { name, state, detail, advice } of worst(report.settings)) add(name, state, detail, advice);
+  return list;
+}
+const CHECK_ORDER = ["fail", "warn", "unknown", "ok", "skipped"];
+function askCheck() {
+  openDialog({ title: t("check"), body: [make("p", "", t("checkAsk"))], confirm: t("checkNow"), run: async () => {
+    const report = await checkNow();
+    $("dialogBody").replaceChildren();
+    return [make("p", report.ok ? "good" : "bad", t(report.ok ? "checkFine" : "checkFails")), checkReport(report)];
+  } });
+}
 /// What a person who helps needs to see, as one file. The API masks secrets; the token of this page is nowhere in it.
 async function diagnostics() {
   const part = async (path) => { try { return await ask(path); } catch (error) { return "error: " + error.message; } };
-  const [config, told, metrics, sessions, calls, known] = await Promise.all(["/api/config", "/api/errors", "/metrics", "/api/sessions?limit=1000", "/api/calls?limit=1000", "/api/servers"].map(part));
-  const all = { made: new Date().toISOString(), version: $("version").textContent, browser: navigator.userAgent, findings: findings(), ready, config, servers: known, errors: told, sessions, calls, events, metrics };
+  const checked = checkNow().catch((error) => "error: " + error.message);
+  const [config, told, metrics, sessions, calls, known, log] = await Promise.all(["/api/config", "/api/errors", "/metrics", "/api/sessions?limit=1000", "/api/calls?limit=1000", "/api/servers", "/api/log"].map(part));
+  const all = { made: new Date().toISOString(), version: $("version").textContent, browser: navigator.userAgent, findings: findings(), ready, config, check: await checked, servers: known, errors: told, sessions, calls, events, log, metrics };
   return JSON.stringify(all, null, 1);
 }
 async function downloadBundle() {
-  put($("bundled"), "…");
+  put($("bundled"), t("bundling"));
   try {
     const link = make("a"), text = await diagnostics();
     link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));

@@ -128,7 +128,7 @@ function showCall(call) {
   ] : []);
   $("failures").replaceChildren(...call.failures.map((failure) => {
     const item = make("li");
-    item.append(make("strong", "bad", t("failedAfter", { n: number(failure.afterMs / 1000, 1), stage: named("g_", failure.stage) })), make("p", "", failure.server), make("p", "dim", failure.cause));
+    item.append(make("strong", "bad", t("failedAfter", { n: number(failure.afterMs / 1000, 1), stage: named("g_", failure.stage) })), make("p", "", failure.server), make("p", "dim", said(failure.cause)));
     return item;
   }));
   const device = devices.get(call.clientId), again = make("button", "", t(device ? "showDevice" : "itsCalls"));

@@ -13,13 +13,13 @@ function showErrors() {
     box.code = code;
     box.open = open.has(code);
     top.append(make("strong", "", named("e_", code)), make("span", "warn", t("times", { n: number(group.reduce((sum, error) => sum + error.times, 0)) })), make("span", "dim", clock(group[0].at)));
-    head.append(top, make("p", "dim", WORDS["a_" + code] ? t("a_" + code) : group[0].advice));
+    head.append(top, make("p", "dim", WORDS["a_" + code] ? t("a_" + code) : said(group[0].advice)));
     entries.append(...group.map((error) => {
       const item = make("li"), line = make("div", "top");
       line.append(make("span", "dim", clock(error.at)));
       if (error.times > 1) line.append(make("span", "warn", t("times", { n: number(error.times) })));
       if (error.device) line.append(deviceLink(error.device));
-      item.append(line, make("p", "", error.sentence));
+      item.append(line, make("p", "", said(error.sentence)));
       return item;
     }));
     box.append(head, entries);
@@ -68,7 +68,7 @@ function showEvents() {
     const colour = ["server.failed", "config.refused"].includes(event.event) ? "bad" : ["limit.reached", "certificate.expiring"].includes(event.event) ? "warn" : "";
     top.append(make("span", "dim", clock(event.time)), make("strong", colour, named("n_", event.event.replace(".", "_"))));
     if (event.device) top.append(deviceLink(event.device));
-    item.append(top, make("span", "", event.message));
+    item.append(top, make("span", "", said(event.message)));
     return item;
   }));
 }

@@ -21,7 +21,7 @@ function serverFindings() {
     const values = { route, n: failing.length + unwell.length, m: list.length };
     const [first] = failing.length ? failing : unwell;
     if (!first) continue;
-    Object.assign(values, { url: first.url, stage: named("g_", first.stage), reason: first.reason ?? "", since: first.failingSeconds === null ? "" : duration(first.failingSeconds) });
+    Object.assign(values, { url: first.url, stage: named("g_", first.stage), reason: said(first.reason ?? ""), since: first.failingSeconds === null ? "" : duration(first.failingSeconds) });
     if (failing.length === list.length) found.push({ level: "bad", code: routes.size > 1 ? "route_down" : "servers_down", values });
     else if (failing.length) found.push({ level: "warn", code: "server_down", values });
     else found.push({ level: "warn", code: "server_unwell", values });
@@ -48,7 +48,7 @@ function callFindings() {
 function errorFindings() {
   const found = [];
   for (const [code, group] of grouped(errors.filter((error) => Date.now() - error.at < LATELY_MS), (error) => error.code)) {
-    const values = { n: number(group.reduce((sum, error) => sum + error.times, 0)), sentence: group[0].sentence };
+    const values = { n: number(group.reduce((sum, error) => sum + error.times, 0)), sentence: said(group[0].sentence) };
     if (["too_many_calls", "too_many_devices", "cannot_accept"].includes(code)) found.push({ level: "bad", code: "error", error: code, values });
     if (["login_refused", "duplicate_client_id", "hello_version", "reload_refused"].includes(code)) {
       const isAll = code === "login_refused" && totals.devices === 0;

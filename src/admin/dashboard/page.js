@@ -1,6 +1,6 @@
 // ----- the page as a whole
 
-const TABS = ["now", "calls", "servers", "events", "gateway"];
+const TABS = ["now", "calls", "servers", "events", "log", "gateway"];
 function openTab(name) {
   tab = name;
   for (const other of TABS) $("view-" + other).hidden = other !== name;
@@ -14,6 +14,7 @@ async function pollTab() {
   if (state === "connecting") return;
   if (tab === "calls") await pollCalls();
   if (tab === "events") followEvents();
+  if (tab === "log") await pollLog();
 }
 function show() {
   if (totals.devices === undefined) return;
@@ -38,7 +39,7 @@ function locked(why) {
   store.set(sessionStorage, "token", null);
   devices.clear();
   sweep = { next: 0, generation: 1 };
-  [before, totals, errors, servers, recent, ready, ended, endedNext, events, today] = [null, {}, [], [], null, null, [], null, [], null];
+  [before, totals, errors, servers, recent, ready, ended, endedNext, events, today, logLines, logLast] = [null, {}, [], [], null, null, [], null, [], null, [], 0];
   [shownErrors, shownHealth, shownServers] = ["", "", ""];
   pick(null);
   $("dialog").close();
@@ -50,13 +51,19 @@ function locked(why) {
   showStatus();
   $("token").focus();
 }
+/// Everything again, in the language that is chosen now.
+function refresh() {
+  [shownErrors, shownHealth, shownServers] = ["", "", ""];
+  speak();
+  state === "live" ? show() : showStatus();
+}
 function speak() {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   document.title = t("title");
   for (const element of document.querySelectorAll("[data-t]")) put(element, t(element.dataset.t));
   for (const element of document.querySelectorAll("[data-label]")) element.setAttribute("aria-label", t(element.dataset.label));
   for (const element of document.querySelectorAll("[data-placeholder]")) element.placeholder = t(element.dataset.placeholder);
-  for (const id of ["search", "eventText"]) $(id).placeholder = t($(id).dataset.label);
+  for (const id of ["search", "eventText", "logText"]) $(id).placeholder = t($(id).dataset.label);
   put($("language"), t("other"));
   $("tabs").setAttribute("aria-label", t("views"));
   $("tabs").replaceChildren(...TABS.map((name) => {
@@ -67,6 +74,8 @@ function speak() {
     return button;
   }));
   options($("verdict"), [["", t("everyVerdict")], ...VERDICTS.map((name) => [name, t("v_" + name)])]);
+  options($("logLevel"), LEVELS.map((name) => [name, t("level_" + name)]));
+  if (!logLines.length) $("logLevel").value = "trace";
   options($("eventKind"), [["", t("everyKind")], ...EVENT_KINDS.map((name) => [name, t("n_" + name.replace(".", "_"))])]);
   $("callHead").replaceChildren(...CALL_COLUMNS.map((column) => {
     const cell = make("span", "c-" + column, t("c_" + column));
@@ -78,6 +87,7 @@ function speak() {
   if (ended.length) showCalls();
   if (today) showHours();
   if (events.length) showEvents();
+  if (logLines.length) showLog();
 }
 
 $("login").addEventListener("submit", (event) => {
@@ -95,8 +105,7 @@ $("forget").addEventListener("click", () => locked(""));
 $("language").addEventListener("click", () => {
   language = language === "zh" ? "en" : "zh";
   store.set(localStorage, "language", language);
-  speak();
-  state === "live" ? show() : showStatus();
+  refresh();
 });
 for (const [id, event] of [["search", "input"], ["filter", "change"], ["byServer", "change"], ["byRoute", "change"]]) {
   $(id).addEventListener(event, () => { $("scroll").scrollTop = 0; list(); });
@@ -104,6 +113,8 @@ for (const [id, event] of [["search", "input"], ["filter", "change"], ["byServer
 $("order").addEventListener("change", () => order($("order").value, !["device", "server"].includes($("order").value)));
 $("calls").addEventListener("submit", (event) => { event.preventDefault(); freshCalls(true).catch(() => {}); });
 $("verdict").addEventListener("change", () => freshCalls(true).catch(() => {}));
+$("logLevel").addEventListener("change", showLog);
+$("logText").addEventListener("input", showLog);
 $("eventKind").addEventListener("change", showEvents);
 $("eventText").addEventListener("input", showEvents);
 $("shut").addEventListener("click", () => pick(null));
@@ -114,6 +125,7 @@ $("cancel").addEventListener("click", () => $("dialog").close());
 $("dialog").addEventListener("close", () => { if ($("dialog").open) return; running = null; $("dialogBody").replaceChildren(); $("outcome").replaceChildren(); });
 $("addDevice").addEventListener("click", askAddDevice);
 $("denied").addEventListener("click", askDenied);
+$("check").addEventListener("click", askCheck);
 $("reload").addEventListener("click", askReload);
 $("showConfig").addEventListener("click", showConfig);
 $("bundle").addEventListener("click", downloadBundle);

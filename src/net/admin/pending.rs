@@ -21,7 +21,7 @@ const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// How long a message to many may take: that to 10,000 devices takes 4 s.
 const BROADCAST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest cursor: every JSON parser reads it without loss.
-const MAX_CURSOR: u64 = (1 << 53) - 1;
+pub(crate) const MAX_CURSOR: u64 = (1 << 53) - 1;
 
 /// A request in a form that any worker can handle.
 #[derive(Clone)]

@@ -4,19 +4,20 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use log::{Level, info};
+use serde_json::json;
 use serde_json::value::to_raw_value;
 
 use crate::admin::answer::{Answer, json_response};
 use crate::admin::call_history::CallQuery;
 use crate::admin::dashboard;
 use crate::admin::dto::{self, DeviceStatus, DisconnectRequest, McpCommand};
-use crate::admin::params::{BadParameter, Members, query_flag, query_number};
+use crate::admin::params::{BadParameter, Members, query_flag, query_number, query_value};
 use crate::admin::prometheus::MetricFamilies;
 use crate::admin::response::Response;
 use crate::admin::routes::{Endpoint, MAX_DRAIN_SECONDS, OPENAPI};
-use crate::logger::log_about;
+use crate::logger::{self, log_about};
 use crate::net::admin::collect::MetricSources;
-use crate::net::admin::pending::{AdminRequest, first_cursor, parse_page_query};
+use crate::net::admin::pending::{AdminRequest, MAX_CURSOR, first_cursor, parse_page_query};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -69,13 +70,17 @@ impl Gateway {
             Endpoint::Deny => return Some(self.handle_deny(client_id, true)),
             Endpoint::Allow => return Some(self.handle_deny(client_id, false)),
             Endpoint::Credentials => self.handle_credentials(body),
+            Endpoint::Check => self.handle_start_check(),
+            Endpoint::CheckReport => self.handle_show_check(),
             Endpoint::Reload => self.handle_reload(query),
             // Is no request with one answer: see `start_event_stream`.
             Endpoint::Events => return None,
             Endpoint::Drain => self.handle_drain(query),
+            Endpoint::Log => handle_log(query),
             Endpoint::Errors => Response::json(200, self.admin.recent_errors().to_json()),
             Endpoint::Dashboard => Response::text(dashboard::CONTENT_TYPE, dashboard::HTML)
                 .with_header("Content-Security-Policy", self.admin.content_security_policy.as_str()),
+            Endpoint::Catalogue => Response::text("text/plain; charset=utf-8", dashboard::CHINESE),
             Endpoint::Config => Response::json(200, self.io.config.to_masked_file_text()),
         }))
     }
@@ -158,8 +163,8 @@ impl Gateway {
         }
         match delivered(self.deliver_message(device, body)) {
             Some((_, delivery)) => {
-                let data = serde_json::json!({ "delivery": delivery });
-                Response::json(200, serde_json::json!({ "success": true, "data": data }).to_string())
+                let data = json!({ "delivery": delivery });
+                Response::json(200, json!({ "success": true, "data": data }).to_string())
             }
             None => dto::command_response(&Err(CommandError::NotConnected), request_id),
         }
@@ -224,7 +229,7 @@ impl Gateway {
             return not_connected();
         };
         let client_id = self.client_id_of(device);
-        Response::json(status, serde_json::json!({ "clientId": client_id, "delivery": delivery }).to_string())
+        Response::json(status, json!({ "clientId": client_id, "delivery": delivery }).to_string())
     }
 
     /// Sends a device a message.
@@ -329,8 +334,7 @@ impl Gateway {
                 core.operator_hang_up(cx);
             }
         });
-        let done =
-            serde_json::json!({ "clientId": client_id, "hungUp": hung_up, "disconnected": disconnect });
+        let done = json!({ "clientId": client_id, "hungUp": hung_up, "disconnected": disconnect });
         Response::json(200, done.to_string())
     }
 
@@ -401,6 +405,29 @@ impl Gateway {
             }
         }
     }
+}
+
+/// The last lines of this process's log, which hold no secret.
+fn handle_log(query: &str) -> Response {
+    let level = query_value(query, "level").and_then(|value| {
+        let text = value.as_deref().unwrap_or("trace");
+        let allowed = "error, warn, info, debug or trace";
+        text.parse().map_err(|_| BadParameter::new("level", &format!("{text:?}"), allowed))
+    });
+    let (after, level) =
+        match query_number(query, "after", 0, (0, MAX_CURSOR)).and_then(|after| Ok((after, level?))) {
+            Ok(wanted) => wanted,
+            Err(bad) => return bad_parameter(&bad),
+        };
+    let (last, lines) = logger::recent_lines(after, level);
+    let lines: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let level = line.level.as_str().to_ascii_lowercase();
+            json!({ "id": line.id, "level": level, "line": String::from_utf8_lossy(&line.line).trim_end() })
+        })
+        .collect();
+    json_response(&json!({ "last": last, "lines": lines }))
 }
 
 /// Checks that an operator may send a message of this type. The device reads the first member named `type` in any case, so that

@@ -8,6 +8,7 @@ pub(crate) mod audio_events;
 pub(crate) mod backend_events;
 pub(crate) mod broadcast;
 pub(crate) mod call_log;
+pub(crate) mod check_requests;
 #[cfg_attr(not(feature = "cluster"), path = "cluster_absent.rs")]
 pub(crate) mod cluster;
 pub(crate) mod dashboard_requests;
@@ -65,6 +66,7 @@ use crate::net::event_loop::token::{self, WAKER, WAKEUP};
 use crate::net::event_loop::wakeup::Wakeup;
 use crate::net::event_stream::EventStream;
 use crate::net::gateway::broadcast::Broadcasts;
+use crate::net::gateway::check_requests::Checks;
 use crate::net::gateway::cluster::ClusterPart;
 use crate::net::gateway::device_calls::DeviceCalls;
 use crate::net::gateway::events::CertificatesTold;
@@ -129,6 +131,7 @@ pub struct Gateway {
     device_calls: DeviceCalls,
     relay: Relay,
     broadcasts: Broadcasts,
+    checks: Checks,
     cluster: ClusterPart,
     workers: Workers,
     lifecycle: Lifecycle,
@@ -245,6 +248,7 @@ impl Gateway {
             device_calls: DeviceCalls::default(),
             relay: Relay::default(),
             broadcasts: Broadcasts::default(),
+            checks: Checks::default(),
             cluster: ClusterPart::default(),
             workers: Workers::default(),
             lifecycle: Lifecycle::new(source),

@@ -12,12 +12,33 @@ use crate::tools::terminal::Terminal;
 /// The outcome, as `--json` prints it.
 #[derive(Debug, Serialize)]
 pub(super) struct CheckReport {
-    pub(super) ok: bool,
     config: ConfigOrigin,
     /// Why the configuration cannot be used; nothing else is looked at then.
     pub(super) problems: Vec<String>,
+    #[serde(flatten)]
+    pub(super) findings: Findings,
+}
+
+/// What was found about a configuration that can be used.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Findings {
+    /// Nothing fails.
+    pub(super) ok: bool,
     pub(super) settings: Vec<Finding>,
     pub(super) servers: Vec<ServerReport>,
+}
+
+impl Findings {
+    pub(super) fn new(settings: Vec<Finding>, servers: Vec<ServerReport>) -> Self {
+        let mut findings = Self { ok: false, settings, servers };
+        findings.ok = !findings.has(StepState::Fail);
+        findings
+    }
+
+    fn has(&self, state: StepState) -> bool {
+        let settings = self.settings.iter().map(|finding| finding.state);
+        settings.chain(self.servers.iter().map(|report| report.state)).any(|found| found == state)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -137,8 +158,8 @@ impl CheckReporter {
         }
         let env_file = config.node_config.as_ref().and_then(|node| node.env_file.clone());
         let config = ConfigOrigin { file, shape, env_file, environment };
-        let (problems, settings, servers) = (Vec::new(), Vec::new(), Vec::new());
-        Self { terminal, report: CheckReport { ok: false, config, problems, settings, servers } }
+        let report = CheckReport { config, problems: Vec::new(), findings: Findings::default() };
+        Self { terminal, report }
     }
 
     /// The current activity, on a terminal.
@@ -156,15 +177,14 @@ impl CheckReporter {
     }
 
     /// Shows all findings and the result.
-    pub(super) fn finish(mut self) -> CheckReport {
-        let settings = self.report.settings.iter().map(|finding| finding.state);
-        let states: Vec<_> = settings.chain(self.report.servers.iter().map(|report| report.state)).collect();
-        self.report.ok = !states.contains(&StepState::Fail);
+    pub(super) fn finish(mut self, findings: Findings) -> CheckReport {
+        let result = (findings.ok, findings.has(StepState::Warn));
+        self.report.findings = findings;
         self.show_settings();
         self.show_servers();
         self.show_advice();
         self.terminal.print_line("");
-        self.terminal.print_line(&translated(match (self.report.ok, states.contains(&StepState::Warn)) {
+        self.terminal.print_line(&translated(match result {
             (false, _) => "Something fails.",
             (true, true) => "Nothing fails, but there are warnings.",
             (true, false) => "Everything works.",
@@ -179,13 +199,13 @@ impl CheckReporter {
             format!("  {name}  {result}  {}", translated(found))
         };
         self.terminal.print_line(&row("SETTING", "RESULT", "FOUND"));
-        for Finding { name, state, detail, .. } in &self.report.settings {
+        for Finding { name, state, detail, .. } in &self.report.findings.settings {
             self.terminal.print_line(&row(name, state.mark("-"), detail));
         }
     }
 
     fn show_servers(&mut self) {
-        let servers = &self.report.servers;
+        let servers = &self.report.findings.servers;
         if servers.is_empty() {
             return;
         }
@@ -203,9 +223,9 @@ impl CheckReporter {
     }
 
     fn show_advice(&mut self) {
-        let advised = self.report.settings.iter().filter(|finding| !finding.advice.is_empty());
+        let advised = self.report.findings.settings.iter().filter(|finding| !finding.advice.is_empty());
         let settings = advised.map(|finding| (finding.name, &finding.detail, &finding.advice));
-        let troubles = self.report.servers.iter().flat_map(|report| {
+        let troubles = self.report.findings.servers.iter().flat_map(|report| {
             report.troubles.iter().map(|problem| (report.server.as_str(), &problem.cause, &problem.advice))
         });
         let mut lines = Vec::new();
