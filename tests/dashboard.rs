@@ -406,6 +406,33 @@ fn axe_finds_nothing_in_any_view() {
 }
 
 #[test]
+fn the_page_translates_sentences_of_the_gateway_as_the_program_does() {
+    let Some(mut browser) = Browser::start() else { return };
+    let fixture = fixture(|_| {});
+    browser.open(&fixture);
+    browser.log_in();
+    browser.click("#language");
+    browser.value("said('x')");
+    browser.until("catalogue !== null");
+    for line in include_str!("data/translations.tsv").lines() {
+        let (message, expected) = line.split_once('\t').unwrap();
+        assert_eq!(browser.text(&format!("said({})", json!(message))), expected);
+    }
+    // Whatever a peer says costs little.
+    for text in [": ".repeat(2000), "; ".repeat(2000), "{}".repeat(2000), " from ".repeat(500) + " to "] {
+        browser.value(&format!("said({})", json!(text)));
+    }
+    // An error of the API.
+    browser.value("openTab('gateway'); askDenied(); $('dialogBody').querySelector('input').value = 'nobody'");
+    browser.click("#confirm");
+    browser.until("$('outcome').textContent === 'clientId：发现 \"nobody\"，允许：客户端 ID，或形如 aa:bb:cc:dd:ee:ff 的 MAC 地址。'");
+    browser.click("#language");
+    browser.click("#confirm");
+    browser.until("$('outcome').textContent.startsWith('clientId: found')");
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[test]
 fn an_operator_acts_and_sees_what_became_of_it() {
     let Some(mut browser) = Browser::start() else { return };
     let secret = "server-token-in-the-url";

@@ -41,19 +41,20 @@ impl Event {
 
     /// A device has logged in: for the first time since the start or again, or in the middle of its call.
     pub fn device_online(resumed: bool, is_new: bool) -> Self {
-        let seen = match (resumed, is_new) {
-            (true, _) => "",
-            (false, true) => ", new since the start",
-            (false, false) => ", back",
+        let message = match (resumed, is_new) {
+            (true, _) => LogEvent::Connected { resumed }.to_string(),
+            (false, true) => "connected, new since the start".to_owned(),
+            (false, false) => "connected, back".to_owned(),
         };
-        let message = format!("{}{seen}", LogEvent::Connected { resumed });
         Self::new(EventKind::DeviceOnline, message, vec![("resumed", json!(resumed)), ("new", json!(is_new))])
     }
 
     /// A device has left, so many seconds after it connected, if that is to be said.
     pub fn device_offline(reason: &CloseReason, seconds: Option<u64>) -> Self {
-        let after = seconds.map(|seconds| format!(", {seconds} s after it connected")).unwrap_or_default();
-        let message = format!("closed: {reason}{after}");
+        let message = match seconds {
+            Some(seconds) => format!("closed: {reason}, {seconds} s after it connected"),
+            None => format!("closed: {reason}"),
+        };
         let mut fields = vec![("reason", json!(reason.to_string())), ("call_kept_s", json!(0))];
         fields.extend(seconds.map(|seconds| ("connected_s", json!(seconds))));
         Self::new(EventKind::DeviceOffline, message, fields)

@@ -13,7 +13,7 @@ function showErrors() {
     box.code = code;
     box.open = open.has(code);
     top.append(make("strong", "", named("e_", code)), make("span", "warn", t("times", { n: number(group.reduce((sum, error) => sum + error.times, 0)) })), make("span", "dim", clock(group[0].at)));
-    head.append(top, make("p", "dim", WORDS["a_" + code] ? t("a_" + code) : said(group[0].advice)));
+    head.append(top, make("p", "dim", said(group[0].advice)));
     entries.append(...group.map((error) => {
       const item = make("li"), line = make("div", "top");
       line.append(make("span", "dim", clock(error.at)));

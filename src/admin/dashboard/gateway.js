@@ -1,7 +1,7 @@
 // ----- calls to the gateway
 
 class Refused extends Error {
-  constructor(status, code, sentence) { super(code && WORDS["x_" + code] ? t("x_" + code) : said(sentence)); this.status = status; this.code = code; }
+  constructor(status, code, sentence) { super(code && WORDS["x_" + code] ? t("x_" + code) : saidError(sentence)); this.status = status; this.code = code; }
 }
 /// Sends a request: to an address relative to the page, so that it also works under another path, behind a proxy that takes the path away.
 function send(path, { method = "GET", body, headers = {}, signal = AbortSignal.timeout(TIMEOUT) } = {}) {

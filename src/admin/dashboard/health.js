@@ -48,7 +48,7 @@ function callFindings() {
 function errorFindings() {
   const found = [];
   for (const [code, group] of grouped(errors.filter((error) => Date.now() - error.at < LATELY_MS), (error) => error.code)) {
-    const values = { n: number(group.reduce((sum, error) => sum + error.times, 0)), sentence: said(group[0].sentence) };
+    const values = { n: number(group.reduce((sum, error) => sum + error.times, 0)), sentence: said(group[0].sentence), advice: said(group[0].advice) };
     if (["too_many_calls", "too_many_devices", "cannot_accept"].includes(code)) found.push({ level: "bad", code: "error", error: code, values });
     if (["login_refused", "duplicate_client_id", "hello_version", "reload_refused"].includes(code)) {
       const isAll = code === "login_refused" && totals.devices === 0;
@@ -84,7 +84,7 @@ function showHealth() {
       button.addEventListener("click", () => { openTab("now"); $("filter").value = finding.filter; list(); $("cols").scrollIntoView({ block: "nearest" }); });
       item.append(" ", button);
     }
-    item.append(make("p", "", finding.error ? t("a_" + finding.error) : t("r_" + finding.code, values)));
+    item.append(make("p", "", finding.error ? values.advice : t("r_" + finding.code, values)));
     return item;
   }));
 }

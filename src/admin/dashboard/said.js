@@ -14,6 +14,8 @@ function said(text) {
   }
   return translations.get(text);
 }
+/// An error of the API: one about a parameter is a message, made a sentence.
+const saidError = (text) => language === "zh" && /^\S+: found .*\.$/s.test(text) ? said(text.slice(0, -1)) + "。" : said(text);
 async function loadCatalogue() {
   if (askedCatalogue) return;
   askedCatalogue = true;

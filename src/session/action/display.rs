@@ -56,7 +56,7 @@ impl fmt::Display for RefusedDatagrams {
             }
         }
         match self.last_from {
-            Some(from) => write!(f, ", the last from {from}"),
+            Some(from) => write!(f, "; the last came from {from}"),
             None => Ok(()),
         }
     }

@@ -150,7 +150,7 @@ fn audio_that_stops_in_mid_call_is_logged_with_where_it_comes_from_instead() {
     assert!(scenario.uplink_from("203.0.113.9:4000", 3, b"\x08x").is_err());
     let line = no_audio(&scenario.wait(2_000)).unwrap();
     let expected = "no audio: no UDP packet arrived from the listening device within 3 s; 1 datagrams of this call \
-        came from an address that is not the device's (udp.peer_policy), the last from 203.0.113.9:4000";
+        came from an address that is not the device's (udp.peer_policy); the last came from 203.0.113.9:4000";
     assert_eq!(line, expected);
     // What ends the listening stops the clock.
     let stop = r#"{"session_id":"s1","type":"listen","state":"stop"}"#;
