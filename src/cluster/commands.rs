@@ -102,6 +102,8 @@ impl Cluster {
             }
             Expect::Restored(mac, connection) => self.on_restored_reply(mac, connection, &reply),
             Expect::Refresh(macs) => self.on_refresh_reply(&macs, reply, now),
+            Expect::CallRecord(record) => self.on_call_record_reply(record, &reply, now),
+            Expect::CallRecordWritten(record) => self.on_call_record_written(record, &reply, now),
             Expect::Locate(token) => self.on_locate_reply(token, &reply, now),
         }
     }

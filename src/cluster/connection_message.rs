@@ -15,7 +15,9 @@ mod kind {
     pub(super) const ATTACH: u8 = 27;
     pub(super) const PACKETS: u8 = 28;
     pub(super) const CALL_ENDED: u8 = 29;
-    pub(super) const LOST: u8 = 30;
+    pub(super) const RETURNED: u8 = 30;
+    pub(super) const RELEASED: u8 = 31;
+    pub(super) const LOST: u8 = 32;
 }
 
 /// A message about a device's connection.
@@ -62,6 +64,14 @@ pub enum ConnectionBody {
     },
     /// From the gateway with the call: it is over, and the device belongs to the other gateway.
     CallEnded,
+    /// From the gateway with the call: packets of the device that came after its end.
+    Returned {
+        /// Whole packets.
+        bytes: Vec<u8>,
+    },
+    /// From the gateway with the connection: it has heard of the end, and passes nothing on any more. The answer is
+    /// [`NoCall`](Self::NoCall), behind all that is returned.
+    Released,
     /// The sender has lost its part: the connection, or what was passed on. The call is kept for a while, if there is one.
     Lost,
 }
@@ -101,6 +111,11 @@ impl ConnectionMessage {
                 kind::PACKETS
             }
             ConnectionBody::CallEnded => kind::CALL_ENDED,
+            ConnectionBody::Returned { bytes } => {
+                payload.extend_from_slice(bytes);
+                kind::RETURNED
+            }
+            ConnectionBody::Released => kind::RELEASED,
             ConnectionBody::Lost => kind::LOST,
         };
         (kind, self.connection.into(), payload)
@@ -128,6 +143,8 @@ impl ConnectionMessage {
                 ConnectionBody::Packets { offset: u32::from_be_bytes(*offset), bytes: bytes.to_vec() }
             }
             kind::CALL_ENDED if rest.is_empty() => ConnectionBody::CallEnded,
+            kind::RETURNED => ConnectionBody::Returned { bytes: rest.to_vec() },
+            kind::RELEASED if rest.is_empty() => ConnectionBody::Released,
             kind::LOST if rest.is_empty() => ConnectionBody::Lost,
             _ => return None,
         };
@@ -150,6 +167,8 @@ mod tests {
             ConnectionBody::Attach { ip: "2001:db8::7".parse().unwrap(), port: 65_535 },
             ConnectionBody::Packets { offset: u32::MAX, bytes: b"\xc0\0".to_vec() },
             ConnectionBody::CallEnded,
+            ConnectionBody::Returned { bytes: b"\xc0\0".to_vec() },
+            ConnectionBody::Released,
             ConnectionBody::Lost,
         ];
         let mac = Mac::from([2, 0, 0, 0, 0, 9]);

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::call_records::CallRecord;
 use super::frame::{Frame, kind};
 use super::link::{Action, Connection, Link, REPLY_TIMEOUT, no_answer};
 use super::name::{NameStep, OwnName};
@@ -93,6 +94,9 @@ pub(super) enum Expect {
     Restored(Mac, u32),
     Refresh(Vec<Mac>),
     Locate(u64),
+    /// The record of a device whose call waits for it.
+    CallRecord(CallRecord),
+    CallRecordWritten(CallRecord),
 }
 
 /// This gateway's part in a cluster. Its methods never wait. After each call: carry out the [`Action`]s, write the output, apply

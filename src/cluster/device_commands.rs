@@ -121,7 +121,7 @@ impl Cluster {
     }
 
     /// Writes a record where there is none or this one.
-    fn replace(&mut self, mac: Mac, expected: &str, record: DeviceRecord, now: Instant) {
+    pub(super) fn replace(&mut self, mac: Mac, expected: &str, record: DeviceRecord, now: Instant) {
         let (key, record) = (self.device_key(mac), record.to_string());
         let parts: [&[u8]; 7] = [
             b"EVAL",

@@ -13,6 +13,7 @@
 //!
 //! Everything in Redis is a copy that may be lost or foreign. The gateway that a device is connected to has the truth.
 
+mod call_records;
 pub mod check;
 mod commands;
 mod connection_message;
@@ -31,6 +32,7 @@ mod resp;
 mod tests;
 mod types;
 
+pub use call_records::WaitingCall;
 pub use connection_message::{ConnectionBody, ConnectionMessage};
 pub use core::{Cluster, Counters, Settings};
 pub use link::{Action, Connection};

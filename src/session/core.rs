@@ -157,6 +157,11 @@ impl Core {
         self.call.as_ref().is_some_and(|call| !call.is_closing())
     }
 
+    /// Whether the connection was lost in the call, which is kept.
+    pub fn awaits_reconnect(&self) -> bool {
+        self.phase == SessionPhase::AwaitingReconnect
+    }
+
     /// Whether the connection is closed and will not be resumed.
     pub fn is_closed(&self) -> bool {
         self.phase == SessionPhase::Closed

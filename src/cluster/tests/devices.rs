@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::cluster::Location::{self, At};
+use crate::cluster::WaitingCall;
 use crate::cluster::device_record::{DeviceRecord, Origin};
 
-fn elsewhere(n: u32, connection: u32, by: usize) -> Outcome {
-    Outcome::ConnectedElsewhere { mac: mac(n), connection, by: id(by) }
+fn elsewhere(n: u32, connection: u32, by: usize, later: u32) -> Outcome {
+    Outcome::ConnectedElsewhere { mac: mac(n), connection, by: id(by), later }
 }
 
 fn record(gateway: usize, connection: u32, origin: Origin) -> String {
@@ -37,7 +38,7 @@ fn a_device_that_connects_to_another_gateway_is_closed_at_the_first_and_never_th
         }
         scenario.connect_device(to, mac(1), connection);
         scenario.settle();
-        assert_eq!(scenario.take(from), [elsewhere(1, connection - 1, to)]);
+        assert_eq!(scenario.take(from), [elsewhere(1, connection - 1, to, connection)]);
         assert_eq!(scenario.take(to), []);
         // The first closes it, which deletes nothing.
         scenario.disconnect_device(from, mac(1), connection - 1);
@@ -73,7 +74,7 @@ fn a_connection_that_closes_elsewhere_is_noticed_although_the_message_was_lost()
     scenario.redis.wedged.clear();
     scenario.run_for(26);
     let outcomes = scenario.take(0);
-    assert!(outcomes.contains(&elsewhere(1, 1, 1)), "{outcomes:?}");
+    assert!(outcomes.contains(&elsewhere(1, 1, 1, 2)), "{outcomes:?}");
     assert_eq!(scenario.take(1), []);
 }
 
@@ -247,4 +248,40 @@ fn an_earlier_connection_of_the_device_is_registered_when_the_later_one_has_ende
     scenario.gateways[0].device_remains(mac(1), 1, CLIENT, 1_000, scenario.now);
     scenario.run_for(26);
     assert_eq!(scenario.redis.record(mac(1)), Some(record(0, 1, Origin::Restored)));
+}
+
+#[test]
+fn the_record_follows_a_device_that_is_away_from_its_call() {
+    let mut scenario = Scenario::new(3);
+    scenario.connect_device(0, mac(1), 5);
+    scenario.settle();
+    scenario.connect_device(1, mac(1), 6);
+    scenario.settle();
+    assert_eq!(scenario.take(0), [elsewhere(1, 5, 1, 6)]);
+    let registered = [(5, None), (6, Some(id(0)))];
+    let registered =
+        registered.map(|(connection, asked)| Outcome::Registered { mac: mac(1), connection, asked });
+    assert_eq!(scenario.registered, registered);
+    // It loses that connection: the gateway with the call waits for it, and the next gateway finds that one.
+    let now = scenario.now;
+    scenario.gateways[1].device_left_call(mac(1), 6, id(0), 60, now);
+    scenario.settle();
+    let waiting =
+        |connection, gone| WaitingCall { mac: mac(1), connection, client: CLIENT, since: 1_000, gone };
+    scenario.gateways[0].call_waits(waiting(60, None), now);
+    scenario.settle();
+    assert_eq!(scenario.locate(2, mac(1)), At(id(0)));
+    scenario.connect_device(2, mac(1), 7);
+    scenario.settle();
+    assert_eq!(scenario.take(0), [elsewhere(1, 60, 2, 7)]);
+    // The gateway with the call hears too late of another loss.
+    scenario.gateways[0].call_waits(waiting(70, None), now);
+    scenario.settle();
+    assert_eq!(scenario.take(0), [elsewhere(1, 70, 2, 7)]);
+    assert_eq!(scenario.redis.record(mac(1)), Some(record(2, 7, Origin::Connected)));
+    // That gateway is gone, and its record with it.
+    scenario.gateways[0].call_waits(waiting(80, Some(id(2))), now);
+    scenario.settle();
+    assert_eq!(scenario.take(0), []);
+    assert_eq!(scenario.redis.record(mac(1)), Some(record(0, 80, Origin::Restored)));
 }

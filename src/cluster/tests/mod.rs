@@ -25,6 +25,8 @@ struct Scenario {
     now: Instant,
     /// By gateway, what has happened since it was last asked for.
     outcomes: Vec<Vec<Outcome>>,
+    /// Every [`Outcome::Registered`].
+    registered: Vec<Outcome>,
 }
 
 impl Scenario {
@@ -44,7 +46,13 @@ impl Scenario {
 
     fn stopped() -> Self {
         let now = Instant::now();
-        Self { redis: RedisModel::new(now), gateways: Vec::new(), now, outcomes: Vec::new() }
+        Self {
+            redis: RedisModel::new(now),
+            gateways: Vec::new(),
+            now,
+            outcomes: Vec::new(),
+            registered: Vec::new(),
+        }
     }
 
     /// Adds a gateway of this name, whose run id is its number.
@@ -120,7 +128,11 @@ impl Scenario {
                 cluster.on_lost(connection, "closed", now);
             }
         }
-        self.outcomes[index].extend(cluster.take_outcomes());
+        let outcomes = cluster.take_outcomes();
+        let (registered, others): (Vec<_>, Vec<_>) =
+            outcomes.into_iter().partition(|outcome| matches!(outcome, Outcome::Registered { .. }));
+        self.registered.extend(registered);
+        self.outcomes[index].extend(others);
         active
     }
 

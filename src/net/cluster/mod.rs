@@ -13,7 +13,7 @@ use mio::Waker;
 use crate::admin::prometheus::Histogram;
 use crate::cluster::{
     Action, Cluster, ClusterState, Connection, Counters, GatewayId, Outcome, OwnInfo, Peer, SendError,
-    Settings,
+    Settings, WaitingCall,
 };
 use crate::config::Config;
 use crate::net::backend::dial::DialContext;
@@ -150,6 +150,27 @@ impl ClusterClient {
     pub(crate) fn device_disconnected(&mut self, mac: Mac, connection: u32, io: &Io) {
         if let Some(cluster) = self.cluster_mut() {
             cluster.device_disconnected(mac, connection, io.now);
+        }
+    }
+
+    /// A connection of a device has ended, and its call is at another gateway; see [`Cluster::device_left_call`].
+    pub(crate) fn device_left_call(
+        &mut self,
+        mac: Mac,
+        connection: u32,
+        call_at: GatewayId,
+        number: u32,
+        io: &Io,
+    ) {
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.device_left_call(mac, connection, call_at, number, io.now);
+        }
+    }
+
+    /// A call waits for its device; see [`Cluster::call_waits`].
+    pub(crate) fn call_waits(&mut self, call: WaitingCall, io: &Io) {
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.call_waits(call, io.now);
         }
     }
 

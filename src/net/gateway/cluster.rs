@@ -7,8 +7,8 @@ use log::{info, warn};
 use mio::event::Event;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{ClusterState, Connection, ConnectionMessage, GatewayId, Outcome, OwnInfo};
 use crate::admin::gateways::{ClusterDto, GatewayDto};
+use crate::cluster::{ClusterState, Connection, ConnectionMessage, GatewayId, Outcome, OwnInfo, WaitingCall};
 use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{REDIS_COMMANDS, REDIS_SUBSCRIBER, SessionId};
@@ -18,6 +18,9 @@ use crate::net::gateway::remote_calls::RemoteCalls;
 use crate::net::gateway::remote_devices::RemoteDevices;
 use crate::net::log_limiter::{LogLimiter, suppressed_suffix};
 use crate::proto::identity::{ClientId, Mac};
+
+/// Set in the number of a connection that a call waits for, after its device has lost one to another gateway.
+const WAITING: u32 = 1 << 31;
 
 /// A worker's part in the cluster.
 pub(crate) struct ClusterPart {
@@ -53,6 +56,10 @@ pub(crate) enum DeviceChange {
     Connected { mac: Mac, connection: u32, client: u64, since: u64 },
     /// This connection has ended.
     Disconnected { mac: Mac, connection: u32 },
+    /// This connection has ended. The call is at another gateway, which waits for a connection with this number.
+    LeftCall { mac: Mac, connection: u32, call_at: GatewayId, number: u32 },
+    /// A call here waits for a connection.
+    CallWaits(WaitingCall),
     /// A later connection has ended, of another client id; this one is still there.
     Remains { mac: Mac, connection: u32, client: u64, since: u64 },
 }
@@ -249,19 +256,19 @@ impl Gateway {
     }
 
     fn next_connection_number(&mut self) -> u32 {
-        self.cluster.last_connection = self.cluster.last_connection.wrapping_add(1).max(1);
+        self.cluster.last_connection = (self.cluster.last_connection.wrapping_add(1) & !WAITING).max(1);
         self.cluster.last_connection
     }
 
-    /// The device of this call was connected to another gateway, and has lost that connection: its next gateway finds the call by a
-    /// record, unless the device is connected already.
-    pub(super) fn register_call(&mut self, id: SessionId) {
-        let connection = self.next_connection_number();
+    /// The device of this call was connected to another gateway, which had given this number to the connection, and has lost that. Its
+    /// next gateway finds the call by the record in Redis.
+    pub(super) fn register_call(&mut self, id: SessionId, number: u32, gone: Option<GatewayId>) {
         let Some(session) = self.sessions.live(id).filter(|session| session.core.has_call()) else { return };
+        let connection = number | WAITING;
         session.connection_number = connection;
         let Some(client_id) = session.core.client_id() else { return };
         let (mac, client, since) = (client_id.mac(), client_hash(client_id), unix_seconds());
-        self.tell_cluster(DeviceChange::Remains { mac, connection, client, since });
+        self.tell_cluster(DeviceChange::CallWaits(WaitingCall { mac, connection, client, since, gone }));
     }
 
     /// Redis has another gateway's record of the device.
@@ -288,7 +295,12 @@ impl Gateway {
         if connection == 0 {
             return;
         }
-        self.tell_cluster(DeviceChange::Disconnected { mac, connection });
+        self.tell_cluster(match self.cluster.remote_calls.gateway_of(id) {
+            Some(call_at) => {
+                DeviceChange::LeftCall { mac, connection, call_at, number: connection | WAITING }
+            }
+            None => DeviceChange::Disconnected { mac, connection },
+        });
         let others = self.sessions.by_mac(mac).filter_map(|other| self.sessions.get(other));
         let other =
             others.filter(|other| other.connection_number != 0).max_by_key(|other| other.connection_number);
@@ -320,6 +332,10 @@ impl Gateway {
                 }
             }
             DeviceChange::Disconnected { mac, connection } => client.device_disconnected(mac, connection, io),
+            DeviceChange::LeftCall { mac, connection, call_at, number } => {
+                client.device_left_call(mac, connection, call_at, number, io);
+            }
+            DeviceChange::CallWaits(call) => client.call_waits(call, io),
             DeviceChange::Remains { mac, connection, client: hash, since } => {
                 client.device_remains(mac, connection, hash, since, io);
             }

@@ -4,8 +4,8 @@
 //! The first packets of a device that has just logged in wait until it is known whether another gateway has a call of it. That takes
 //! one question to Redis and, if the device was connected elsewhere before, one to that gateway.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use log::Level;
 
@@ -22,15 +22,28 @@ use crate::proto::mqtt::{self, Packet};
 
 /// How long a device's packets wait for another gateway.
 const HOLD_TIME: Duration = Duration::from_millis(500);
+/// For how long it is remembered where the call of a device is that has lost its connection.
+const LEFT_TIME: Duration = Duration::from_secs(5);
 /// The first byte of a PUBLISH without its flags.
 const PUBLISH: u8 = 3 << 4;
 
 /// The devices of a worker that may have their call at another gateway.
 #[derive(Default)]
 pub(crate) struct RemoteCalls {
-    /// Sessions whose packets wait, and the gateway that was asked.
-    held: HashMap<SessionId, Option<GatewayId>>,
+    /// Sessions whose packets wait.
+    held: HashMap<SessionId, Held>,
     calls: HashMap<SessionId, RemoteCall>,
+    /// The calls of devices that have lost their connection here since a short time, and when that was.
+    left: VecDeque<(Instant, RemoteCall)>,
+}
+
+/// A device whose packets wait.
+#[derive(Default)]
+struct Held {
+    /// The gateway whose answer is waited for.
+    asked: Option<GatewayId>,
+    /// Packets that were passed on to it too late, after the end of the call. They come first.
+    returned: Vec<u8>,
 }
 
 /// The call of such a device.
@@ -58,8 +71,13 @@ impl RemoteCalls {
         !self.held.is_empty() && self.held.contains_key(&id)
     }
 
+    /// The gateway that has the call of this device.
+    pub(crate) fn gateway_of(&self, id: SessionId) -> Option<GatewayId> {
+        self.calls.get(&id).map(|call| call.gateway)
+    }
+
     pub(crate) fn hold(&mut self, id: SessionId) {
-        self.held.insert(id, None);
+        self.held.insert(id, Held::default());
     }
 }
 
@@ -74,12 +92,12 @@ impl Gateway {
 
     /// Serves the device's packets from now on.
     pub(super) fn stop_holding(&mut self, id: SessionId) {
-        if self.cluster.remote_calls.held.remove(&id).is_none() {
-            return;
-        }
+        let Some(Held { mut returned, .. }) = self.cluster.remote_calls.held.remove(&id) else { return };
         let connection = self.sessions.live(id).and_then(|session| session.mqtt.as_mut());
-        let read = connection.map(|connection| connection.take_partial(&[])).unwrap_or_default();
-        self.on_device_bytes(id, &[], read);
+        if let Some(connection) = connection {
+            returned.append(&mut connection.take_partial(&[]));
+        }
+        self.on_device_bytes(id, &[], returned);
         self.io.run_queue.push(Task::Device(id));
     }
 
@@ -89,7 +107,7 @@ impl Gateway {
         match asked {
             None => self.stop_holding(id),
             Some(gateway) => {
-                self.cluster.remote_calls.held.entry(id).and_modify(|held| *held = Some(gateway));
+                self.cluster.remote_calls.held.entry(id).and_modify(|held| held.asked = Some(gateway));
             }
         }
     }
@@ -150,8 +168,13 @@ impl Gateway {
             }
             ConnectionBody::NoCall => self.stop_holding(id),
             ConnectionBody::Packets { offset, bytes } => self.on_packets_for_device(id, from, offset, &bytes),
-            ConnectionBody::CallEnded => {
-                self.cluster.remote_calls.calls.retain(|of, call| *of != id || call.gateway != from);
+            ConnectionBody::CallEnded => self.on_remote_call_ended(id, from),
+            ConnectionBody::Returned { bytes } => {
+                let held = self.cluster.remote_calls.held.get_mut(&id);
+                let held = held.filter(|held| held.asked == Some(from));
+                if let Some(held) = held.filter(|held| held.returned.len() + bytes.len() <= MAX_PAYLOAD) {
+                    held.returned.extend_from_slice(&bytes);
+                }
             }
             ConnectionBody::Lost => {
                 let calls = &self.cluster.remote_calls.calls;
@@ -159,15 +182,15 @@ impl Gateway {
                     self.end_remote_call(id, "its gateway has lost it");
                 }
             }
-            ConnectionBody::Moved { .. } | ConnectionBody::Attach { .. } => {}
+            ConnectionBody::Moved { .. } | ConnectionBody::Attach { .. } | ConnectionBody::Released => {}
         }
     }
 
     /// This gateway has ended, or does not respond.
     pub(super) fn on_other_gateway_gone(&mut self, gateway: GatewayId) {
-        let RemoteCalls { held, calls } = &self.cluster.remote_calls;
+        let RemoteCalls { held, calls, .. } = &self.cluster.remote_calls;
         let waiting: Vec<_> =
-            held.iter().filter(|(_, of)| **of == Some(gateway)).map(|(id, _)| *id).collect();
+            held.iter().filter(|(_, held)| held.asked == Some(gateway)).map(|(id, _)| *id).collect();
         let with_call: Vec<_> =
             calls.iter().filter(|(_, call)| call.gateway == gateway).map(|(id, _)| *id).collect();
         for id in with_call {
@@ -253,6 +276,18 @@ impl Gateway {
         }
     }
 
+    /// The call is over, and the device has been told. What was passed on too late is waited for.
+    fn on_remote_call_ended(&mut self, id: SessionId, from: GatewayId) {
+        let calls = &mut self.cluster.remote_calls.calls;
+        if calls.get(&id).is_none_or(|call| call.gateway != from) {
+            return;
+        }
+        let Some(call) = calls.remove(&id) else { return };
+        self.hold_device(id);
+        self.cluster.remote_calls.held.entry(id).and_modify(|held| held.asked = Some(from));
+        self.send_connection_message(from, call.message(ConnectionBody::Released));
+    }
+
     /// The call cannot go on: the device is told that it is over.
     fn end_remote_call(&mut self, id: SessionId, why: &str) {
         let Some(call) = self.cluster.remote_calls.calls.remove(&id) else { return };
@@ -271,6 +306,10 @@ impl Gateway {
         self.cluster.remote_calls.held.remove(&id);
         if let Some(call) = self.cluster.remote_calls.calls.remove(&id) {
             self.send_connection_message(call.gateway, call.message(ConnectionBody::Lost));
+            let now = self.io.now;
+            let left = &mut self.cluster.remote_calls.left;
+            left.retain(|(at, _)| now < *at + LEFT_TIME);
+            left.push_back((now, call));
         }
     }
 
@@ -278,6 +317,18 @@ impl Gateway {
     /// there is no such call.
     pub(super) fn move_remote_call(&mut self, id: SessionId, to: GatewayId, later: u32) -> bool {
         let Some(call) = self.cluster.remote_calls.calls.remove(&id) else { return false };
+        self.send_moved(&call, to, later)
+    }
+
+    /// As [`Self::move_remote_call`], of a connection that was lost a moment ago.
+    pub(super) fn move_left_call(&mut self, mac: Mac, connection: u32, to: GatewayId, later: u32) -> bool {
+        let left = &mut self.cluster.remote_calls.left;
+        let found = left.iter().position(|(_, call)| call.mac == mac && call.connection == connection);
+        let Some((_, call)) = found.and_then(|at| left.remove(at)) else { return false };
+        self.send_moved(&call, to, later)
+    }
+
+    fn send_moved(&mut self, call: &RemoteCall, to: GatewayId, later: u32) -> bool {
         if call.gateway == to {
             return false;
         }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use log::Level;
 
@@ -18,6 +19,9 @@ use crate::net::mqtt::transport::Transport;
 use crate::proto::identity::Mac;
 use crate::session::Core;
 
+/// How long after the end of a call packets of its device are returned that were passed on before the other gateway heard of it.
+const RELEASE_TIME: Duration = Duration::from_secs(10);
+
 /// The calls of a worker whose devices are, or may soon be, connected to another gateway.
 #[derive(Default)]
 pub(crate) struct RemoteDevices(HashMap<SessionId, RemoteDevice>);
@@ -28,11 +32,20 @@ struct RemoteDevice {
     /// That gateway's number of the connection.
     connection: u32,
     mac: Mac,
-    /// It passes the device's packets on. Before, it was only offered the call.
-    is_attached: bool,
+    state: Attachment,
     /// Bytes that were passed on in each direction, modulo 2^32.
     sent: u32,
     received: u32,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Attachment {
+    /// The other gateway was offered the call.
+    Offered,
+    /// It passes the device's packets on.
+    Attached,
+    /// The call is over since then, of which the other gateway was told.
+    Ended(Instant),
 }
 
 impl RemoteDevice {
@@ -44,7 +57,7 @@ impl RemoteDevice {
 impl RemoteDevices {
     /// Whether the device of this session is connected to another gateway.
     pub(crate) fn is_attached(&self, id: SessionId) -> bool {
-        self.0.get(&id).is_some_and(|device| device.is_attached)
+        self.0.get(&id).is_some_and(|device| device.state == Attachment::Attached)
     }
 
     /// The device has connected here again, or its call is over.
@@ -59,6 +72,9 @@ impl Gateway {
     pub(super) fn on_connected_elsewhere(&mut self, mac: Mac, connection: u32, by: GatewayId, later: u32) {
         let answer = |body| ConnectionMessage { mac, connection: later, body };
         let Some(id) = self.session_of_connection(mac, connection) else {
+            if self.move_left_call(mac, connection, by, later) {
+                return;
+            }
             return self.send_connection_message(by, answer(ConnectionBody::NoCall));
         };
         if self.move_remote_call(id, by, later) {
@@ -88,8 +104,14 @@ impl Gateway {
         self.forget_registration(id, mac);
         self.cluster.remote_devices.forget(id);
         self.drive(id, Core::on_connection_lost);
-        let device =
-            RemoteDevice { gateway: to, connection: later, mac, is_attached: false, sent: 0, received: 0 };
+        let device = RemoteDevice {
+            gateway: to,
+            connection: later,
+            mac,
+            state: Attachment::Offered,
+            sent: 0,
+            received: 0,
+        };
         let offer = device.message(offer);
         self.cluster.remote_devices.0.insert(id, device);
         self.send_connection_message(to, offer);
@@ -105,11 +127,11 @@ impl Gateway {
         body: &ConnectionBody,
     ) -> bool {
         if let ConnectionBody::Moved { to } = body {
-            let has_it = |device: &RemoteDevice| device.mac == mac && device.gateway == from;
-            let found = self.cluster.remote_devices.0.iter().find(|(_, device)| has_it(device));
-            if let Some(id) = found.map(|(id, _)| *id) {
-                self.offer_call(id, GatewayId(*to), connection);
-            }
+            let found = self.sessions.by_mac(mac).find(|id| self.waits_for_device(*id, from));
+            match found {
+                Some(id) => self.offer_call(id, GatewayId(*to), connection),
+                None => false,
+            };
             return true;
         }
         let has_it = |device: &RemoteDevice| {
@@ -119,26 +141,47 @@ impl Gateway {
         let Some((id, device)) = found.map(|(id, device)| (*id, device)) else { return false };
         match body {
             ConnectionBody::Attach { ip, port } => self.attach_remote_device(id, *ip, *port),
-            ConnectionBody::Packets { offset, bytes } if device.is_attached && *offset == device.received => {
+            ConnectionBody::Packets { offset, bytes }
+                if device.state == Attachment::Attached && *offset == device.received =>
+            {
                 device.received = offset.wrapping_add(bytes.len() as u32);
                 self.on_device_bytes(id, bytes, Vec::new());
                 self.sessions.account(id, &mut self.io);
                 self.sessions.arm_timer(id, &mut self.io);
             }
+            ConnectionBody::Packets { bytes, .. } if matches!(device.state, Attachment::Ended(_)) => {
+                let returned = device.message(ConnectionBody::Returned { bytes: bytes.clone() });
+                self.send_connection_message(from, returned);
+            }
+            ConnectionBody::Released => {
+                let done = device.message(ConnectionBody::NoCall);
+                self.cluster.remote_devices.forget(id);
+                self.send_connection_message(from, done);
+            }
             ConnectionBody::Packets { .. } => {
                 let lost = device.message(ConnectionBody::Lost);
                 self.send_connection_message(from, lost);
-                self.lose_remote_device(id);
+                self.lose_remote_device(id, None);
             }
-            ConnectionBody::Lost => self.lose_remote_device(id),
+            ConnectionBody::Lost => self.lose_remote_device(id, None),
             _ => return false,
         }
         true
     }
 
+    /// Whether the device of this call was connected to that gateway, or its connection is lost.
+    fn waits_for_device(&self, id: SessionId, gateway: GatewayId) -> bool {
+        let was_there =
+            self.cluster.remote_devices.0.get(&id).is_some_and(|device| device.gateway == gateway);
+        was_there || self.sessions.get(id).is_some_and(|session| session.core.awaits_reconnect())
+    }
+
     fn attach_remote_device(&mut self, id: SessionId, ip: IpAddr, port: u16) {
         let Some(device) = self.cluster.remote_devices.0.get_mut(&id) else { return };
-        device.is_attached = true;
+        if device.state != Attachment::Offered {
+            return;
+        }
+        device.state = Attachment::Attached;
         let gateway = device.gateway;
         let Some(session) = self.sessions.live(id) else { return };
         session.mqtt = Some(MqttConnection::new(Transport::PassedOn(PassedOn::default()), port));
@@ -152,12 +195,12 @@ impl Gateway {
     }
 
     /// The other gateway does not pass the device's packets on any more: as when a connection is lost.
-    fn lose_remote_device(&mut self, id: SessionId) {
+    fn lose_remote_device(&mut self, id: SessionId, gone: Option<GatewayId>) {
         let Some(device) = self.cluster.remote_devices.0.remove(&id) else { return };
-        if device.is_attached {
+        if device.state == Attachment::Attached {
             self.on_device_eof(id);
             self.sessions.drop_mqtt(id, &mut self.io);
-            self.register_call(id);
+            self.register_call(id, device.connection, gone);
         }
     }
 
@@ -166,7 +209,7 @@ impl Gateway {
         let there: Vec<_> =
             devices.filter(|(_, device)| device.gateway == gateway).map(|(id, _)| *id).collect();
         for id in there {
-            self.lose_remote_device(id);
+            self.lose_remote_device(id, Some(gateway));
         }
     }
 
@@ -174,8 +217,13 @@ impl Gateway {
     pub(super) fn flush_remote_devices(&mut self) {
         let has_call = |id| self.sessions.get(id).is_some_and(|session| session.core.has_call());
         let devices = &mut self.cluster.remote_devices.0;
-        devices.retain(|id, device| device.is_attached || has_call(*id));
-        let attached = devices.iter().filter(|(_, device)| device.is_attached);
+        let now = self.io.now;
+        devices.retain(|id, device| match device.state {
+            Attachment::Offered => has_call(*id),
+            Attachment::Attached => true,
+            Attachment::Ended(at) => now < at + RELEASE_TIME,
+        });
+        let attached = devices.iter().filter(|(_, device)| device.state == Attachment::Attached);
         let ids: Vec<_> = attached.map(|(id, _)| *id).collect();
         for id in ids {
             self.flush_remote_device(id);
@@ -198,14 +246,20 @@ impl Gateway {
             self.send_connection_message(gateway, packets);
         }
         let core = self.sessions.get(id).map(|session| &session.core);
-        let has_call = core.is_some_and(Core::has_call_or_notice);
-        if has_call && !is_closing {
+        if core.is_some_and(Core::has_call_or_notice) && !is_closing {
             return;
         }
-        let Some(device) = self.cluster.remote_devices.0.remove(&id) else { return };
-        let body =
-            if core.is_some_and(Core::has_call) { ConnectionBody::Lost } else { ConnectionBody::CallEnded };
-        self.send_connection_message(gateway, device.message(body));
+        let has_call = core.is_some_and(Core::has_call);
+        let Some(device) = self.cluster.remote_devices.0.get_mut(&id) else { return };
+        if has_call {
+            // The device reads too slowly.
+            let lost = device.message(ConnectionBody::Lost);
+            self.send_connection_message(gateway, lost);
+            return self.lose_remote_device(id, None);
+        }
+        device.state = Attachment::Ended(self.io.now);
+        let end = device.message(ConnectionBody::CallEnded);
+        self.send_connection_message(gateway, end);
         self.drive(id, Core::leave_to_other_gateway);
         self.sessions.drop_mqtt(id, &mut self.io);
     }

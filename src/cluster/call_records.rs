@@ -1,0 +1,130 @@
+//! Keeps the record of a device whose call is at one gateway while it connects to others.
+//!
+//! While such a device is connected, the record names the gateway with its connection; while it is not, the one with its call. So the
+//! next gateway that it connects to finds its call.
+
+use std::time::Instant;
+
+use super::commands::REPLACE;
+use super::core::{Cluster, Expect};
+use super::device_record::{DeviceRecord, Origin};
+use super::presence::{Entry, RECORD_TTL_S, Registration};
+use super::resp::Reply;
+use super::{GatewayId, Outcome};
+use crate::proto::identity::Mac;
+
+/// How often a record is read again that has changed meanwhile.
+const TRIES: u8 = 3;
+
+/// A call whose device is not connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingCall {
+    /// The MAC of the device.
+    pub mac: Mac,
+    /// The number of the connection that is waited for.
+    pub connection: u32,
+    /// A hash of the client id.
+    pub client: u64,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// The gateway that the device was connected to, if it is gone.
+    pub gone: Option<GatewayId>,
+}
+
+/// The record of such a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CallRecord {
+    mac: Mac,
+    connection: u32,
+    /// The gateway that the device was connected to, which does not write any more.
+    gone: Option<GatewayId>,
+    tries: u8,
+}
+
+impl Cluster {
+    /// This connection of the device has ended, and its call is at another gateway, which gives the number `number` to the connection
+    /// that it waits for.
+    pub fn device_left_call(
+        &mut self,
+        mac: Mac,
+        connection: u32,
+        call_at: GatewayId,
+        number: u32,
+        now: Instant,
+    ) {
+        let Some(entry) = self.presence.of(mac, connection).copied() else { return };
+        self.presence.remove(mac);
+        let origin = match entry.registration {
+            Registration::None => return,
+            Registration::Pending => Origin::Connected,
+            Registration::Done(origin) => origin,
+        };
+        if self.can_command() {
+            let own = entry.record(self.id, origin).to_string();
+            let theirs = DeviceRecord {
+                connection: number,
+                gateway: call_at,
+                ..entry.record(call_at, Origin::Connected)
+            };
+            self.replace(mac, &own, theirs, now);
+        }
+    }
+
+    /// The device of a call of this gateway was connected to another one, and has lost that connection.
+    /// [`Outcome::ConnectedElsewhere`] follows if it is connected already.
+    pub fn call_waits(&mut self, call: WaitingCall, now: Instant) {
+        let WaitingCall { mac, connection, client, since, gone } = call;
+        let entry = Entry { connection, client, since, registration: Registration::None };
+        self.presence.insert(mac, entry, now);
+        self.read_call_record(CallRecord { mac, connection, gone, tries: TRIES }, now);
+    }
+
+    fn read_call_record(&mut self, record: CallRecord, now: Instant) {
+        if self.can_command() {
+            let key = self.device_key(record.mac);
+            self.command(&[b"GET", key.as_bytes()], Expect::CallRecord(record), now);
+        }
+    }
+
+    pub(super) fn on_call_record_reply(&mut self, record: CallRecord, reply: &Reply, now: Instant) {
+        let CallRecord { mac, connection, gone, .. } = record;
+        let Some(entry) = self.presence.of(mac, connection).copied() else { return };
+        let found = reply.bytes();
+        match found.and_then(DeviceRecord::parse) {
+            Some(found) if found.gateway == self.id => {}
+            Some(found) if Some(found.gateway) != gone => {
+                if found.client == entry.client {
+                    self.outcomes.push(Outcome::ConnectedElsewhere {
+                        mac,
+                        connection,
+                        by: found.gateway,
+                        later: found.connection,
+                    });
+                }
+            }
+            _ => {
+                let own = entry.record(self.id, Origin::Restored).to_string();
+                let (key, found) = (self.device_key(mac), found.unwrap_or_default().to_vec());
+                let ttl = RECORD_TTL_S.as_bytes();
+                let parts: [&[u8]; 7] = [b"EVAL", REPLACE, b"1", key.as_bytes(), &found, own.as_bytes(), ttl];
+                self.command(&parts, Expect::CallRecordWritten(record), now);
+            }
+        }
+    }
+
+    pub(super) fn on_call_record_written(&mut self, record: CallRecord, reply: &Reply, now: Instant) {
+        let CallRecord { mac, connection, tries, .. } = record;
+        match reply {
+            Reply::Integer(1) => {
+                if let Some(entry) = self.presence.of(mac, connection) {
+                    entry.registration = Registration::Done(Origin::Restored);
+                }
+            }
+            // It has changed meanwhile.
+            Reply::Integer(_) if tries > 0 => {
+                self.read_call_record(CallRecord { tries: tries - 1, ..record }, now);
+            }
+            _ => {}
+        }
+    }
+}
