@@ -45,6 +45,14 @@ pub enum RecentErrorKind {
     TooManyDevices,
     /// A device's login was refused.
     LoginRefused,
+    /// A TLS handshake on the port without TLS.
+    TlsOnPlainPort,
+    /// A TLS handshake has failed.
+    TlsFailed,
+    /// A device that asked for its settings was refused.
+    OtaRefused,
+    /// The OTA server behind this gateway has failed.
+    OtaUpstreamFailed,
     /// Two devices use one client id.
     DuplicateClientId,
     /// A device without a call reported something of its own accord.
@@ -64,7 +72,7 @@ pub enum RecentErrorKind {
 impl RecentErrorKind {
     /// Every kind.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 19] = [
+    pub(super) const ALL: [Self; 23] = [
         Self::ServerFailing,
         Self::ServerEndedCall,
         Self::NoServerHello,
@@ -78,6 +86,10 @@ impl RecentErrorKind {
         Self::TooManyCalls,
         Self::TooManyDevices,
         Self::LoginRefused,
+        Self::TlsOnPlainPort,
+        Self::TlsFailed,
+        Self::OtaRefused,
+        Self::OtaUpstreamFailed,
         Self::DuplicateClientId,
         Self::DeviceNotification,
         Self::HelloVersion,
@@ -148,6 +160,18 @@ impl RecentErrorKind {
             Self::TooManyDevices => "Raise mqtt.max_connections or mqtt.max_connections_per_ip.",
             Self::LoginRefused => {
                 "The key here (mqtt.signature_key) and where credentials are issued must be the same."
+            }
+            Self::TlsOnPlainPort => {
+                "A device whose endpoint is HOST:1883 uses no TLS; one whose endpoint is HOST or HOST:8883 does. Correct the endpoint in the OTA answer, or set mqtt.tls."
+            }
+            Self::TlsFailed => {
+                "`mqtt-websocket-proxy probe HOST --tls` says why devices refuse the certificate. A device without TLS needs the endpoint HOST:1883."
+            }
+            Self::OtaRefused => {
+                "If it is one of yours, name its MAC in ota.macs, or its network in ota.allow."
+            }
+            Self::OtaUpstreamFailed => {
+                "Is the server of ota.upstream up, and is its URL right? Devices work meanwhile, but get no activation and no firmware update."
             }
             Self::DuplicateClientId => {
                 "Give each device credentials of its own: a copied flash or configuration holds those of another device."

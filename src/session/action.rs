@@ -335,6 +335,11 @@ pub enum CloseReason {
     MacDenied(MacDenial),
 }
 
+impl CloseReason {
+    /// What an unexpected first packet was: a device whose endpoint has another port than the gateway.
+    pub const TLS_ON_PLAIN_PORT: &'static str = "a TLS handshake on the port without TLS";
+}
+
 labelled_enum! {
     /// Why an audio packet was dropped: the metric label.
     pub enum DropReason {

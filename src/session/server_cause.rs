@@ -109,12 +109,12 @@ impl ServerCause {
             Self::UpgradeNotPassed => {
                 "a proxy in between does not pass the upgrade on, or the port is that of a web page"
             }
-            Self::BasicAuth => "a proxy asks for a user name and a password (Basic)",
+            Self::BasicAuth => "a proxy asks for a user name and a password, by HTTP Basic",
             Self::Token => {
                 "it refuses the token: SERVER_SECRET, or \"token\" of this server, is not the one it expects"
             }
             Self::TokenOrPath => {
-                "it refuses the token (SERVER_SECRET, or \"token\" of this server) or the path"
+                "it refuses the path, or the token: SERVER_SECRET or \"token\" of this server"
             }
             Self::Cdn => "a CDN in front of it refuses the request",
             Self::Path => "there is no WebSocket at the path of this URL",

@@ -103,10 +103,11 @@ fn translate(message: &str, catalogue: &[(String, String)], depth: usize) -> Opt
     let entries = catalogue.iter().map(|(id, translation)| (id.as_str(), translation.as_str()));
     let best = entries.filter_map(matches).max_by_key(|(id, ..)| literal_bytes(id));
     let inner = |value: &str| translate(value, catalogue, depth).unwrap_or_else(|| value.to_owned());
-    // A message, and a remark behind it, which is no part of the message's last value.
+    // A message, and a remark behind it, which is no part of the message's last value, and not within parentheses.
     let has_remark =
         best.as_ref().is_none_or(|(.., values)| values.last().is_some_and(|last| last.contains("; ")));
-    if let Some(at) = message.rfind("; ").filter(|at| has_remark && *at > 0)
+    let is_whole = |text: &str| text.matches('(').count() == text.matches(')').count();
+    if let Some(at) = message.rfind("; ").filter(|at| has_remark && *at > 0 && is_whole(&message[*at..]))
         && let Some(remark) = translate(&message[at..], catalogue, depth)
     {
         return Some(inner(&message[..at]) + &remark);

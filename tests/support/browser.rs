@@ -126,11 +126,19 @@ impl Browser {
 
     /// Waits until an expression is true.
     pub fn until(&mut self, expression: &str) {
+        assert!(self.comes_true(expression), "{expression}\n{}", self.text("document.body?.innerText ?? ''"));
+    }
+
+    /// Waits until an expression is true; false if it does not become that.
+    pub fn comes_true(&mut self, expression: &str) -> bool {
         let end = Instant::now() + TIMEOUT;
         while self.value(expression) != true {
-            assert!(Instant::now() < end, "{expression}\n{}", self.text("document.body?.innerText ?? ''"));
+            if Instant::now() > end {
+                return false;
+            }
             thread::sleep(Duration::from_millis(20));
         }
+        true
     }
 
     pub fn click(&mut self, selector: &str) {

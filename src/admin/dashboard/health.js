@@ -35,14 +35,17 @@ function grouped(list, key) {
 }
 /// Calls that go on and those that ended lately, by what is wrong with them.
 function callFindings() {
-  const counts = {};
+  const counts = {}, limits = new Set();
   let all = 0;
   const add = (what) => { all++; if (what && what !== "good") counts[what] = (counts[what] || 0) + 1; };
   for (const device of devices.values()) if (device.session.call) add(device.ailment);
-  for (const call of recent || []) if (Date.now() - new Date(call.endedAt) < LATELY_MS) add(call.verdict);
+  for (const call of recent || []) if (Date.now() - new Date(call.endedAt) < LATELY_MS) {
+    add(call.verdict);
+    if (call.verdict === "limited") limits.add(named("b_", call.reason));
+  }
   return SICK.filter((what) => counts[what]).map((what) => {
     const isMost = counts[what] * 2 >= all && ["no_audio", "server_failed", "limited"].includes(what);
-    return { level: isMost ? "bad" : "warn", code: what, values: { n: number(counts[what]), m: number(all) }, filter: what };
+    return { level: isMost ? "bad" : "warn", code: what, values: { n: number(counts[what]), m: number(all), limits: [...limits].join(", ") }, filter: what };
   });
 }
 function errorFindings() {
@@ -50,8 +53,9 @@ function errorFindings() {
   for (const [code, group] of grouped(errors.filter((error) => Date.now() - error.at < LATELY_MS), (error) => error.code)) {
     const values = { n: number(group.reduce((sum, error) => sum + error.times, 0)), sentence: said(group[0].sentence), advice: said(group[0].advice) };
     if (["too_many_calls", "too_many_devices", "cannot_accept"].includes(code)) found.push({ level: "bad", code: "error", error: code, values });
-    if (["login_refused", "duplicate_client_id", "hello_version", "reload_refused"].includes(code)) {
-      const isAll = code === "login_refused" && totals.devices === 0;
+    // While no device is connected, whoever was turned away may be one. Else it may be anybody who tries ports.
+    const isAll = ["login_refused", "tls_on_plain_port", "tls_failed", "ota_refused"].includes(code) && totals.devices === 0;
+    if (isAll || ["login_refused", "duplicate_client_id", "hello_version", "reload_refused", "server_ended_call", "ota_upstream_failed"].includes(code)) {
       found.push({ level: isAll ? "bad" : "warn", code: "error", error: code, values });
     }
   }

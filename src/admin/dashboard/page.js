@@ -58,6 +58,7 @@ function refresh() {
   state === "live" ? show() : showStatus();
 }
 function speak() {
+  if (language === "zh" && !catalogue) loadCatalogue();
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   document.title = t("title");
   for (const element of document.querySelectorAll("[data-t]")) put(element, t(element.dataset.t));

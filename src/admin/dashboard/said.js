@@ -40,9 +40,9 @@ function translate(message, depth) {
   const inner = (value) => translate(value, depth - 1) ?? value;
   let values = null;
   const best = catalogue.find((entry) => (values = valuesOf(message, entry)) !== null);
-  // A message, and a remark behind it, which is no part of the message's last value.
-  const at = message.lastIndexOf("; ");
-  if (at > 0 && (!best || values.at(-1)?.includes("; "))) {
+  // A message, and a remark behind it, which is no part of the message's last value, and not within parentheses.
+  const at = message.lastIndexOf("; "), isWhole = (text) => text.split("(").length === text.split(")").length;
+  if (at > 0 && isWhole(message.slice(at)) && (!best || values.at(-1)?.includes("; "))) {
     const remark = translate(message.slice(at), depth - 1);
     if (remark !== null) return inner(message.slice(0, at)) + remark;
   }

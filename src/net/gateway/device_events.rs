@@ -128,6 +128,13 @@ impl Gateway {
                 ReadOutcome::Done
             }
             HandshakeOutcome::Advanced => ReadOutcome::More(id),
+            HandshakeOutcome::TlsFailed(message) => {
+                if let Some(message) = message {
+                    self.record_session_error(id, RecentErrorKind::TlsFailed, &message);
+                }
+                self.drive(id, Core::on_connection_lost);
+                ReadOutcome::Done
+            }
             HandshakeOutcome::Failed => {
                 self.drive(id, Core::on_connection_lost);
                 ReadOutcome::Done

@@ -28,10 +28,15 @@ impl Gateway {
     }
 
     /// A connection ended before anything was known about who it is. Anybody can cause this, so it is no warning.
-    fn log_unidentified(&mut self, subject: &LogSubject, line: &str) {
+    fn log_unidentified(&mut self, id: SessionId, subject: &LogSubject, reason: &CloseReason) {
         let suppressed = self.unidentified_log.allows((), self.io.now);
         let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
-        log_about!(level, subject, "{line}{}", suppressed_suffix(suppressed.unwrap_or_default()));
+        let more = suppressed_suffix(suppressed.unwrap_or_default());
+        log_about!(level, subject, "closed: {reason}{more}");
+        let is_tls = *reason == CloseReason::UnexpectedPacket(CloseReason::TLS_ON_PLAIN_PORT);
+        if suppressed.is_some() && is_tls {
+            self.record_session_error(id, RecentErrorKind::TlsOnPlainPort, &reason.to_string());
+        }
     }
 
     pub(super) fn log_close(&mut self, id: SessionId, reason: &CloseReason) {
@@ -40,12 +45,12 @@ impl Gateway {
         let ip = session.core.ip();
         let is_device = session.core.client_id().is_some();
         let recent_error = match reason {
-            CloseReason::Refused(code, _) => {
+            CloseReason::Refused(code, why) => {
                 let kind = match code {
                     ConnectReturnCode::ServerUnavailable => RecentErrorKind::TooManyDevices,
                     _ => RecentErrorKind::LoginRefused,
                 };
-                Some((kind, format!("{ip} {reason}")))
+                Some((kind, format!("{ip} refused with return code {}: {why}", *code as u8)))
             }
             CloseReason::HelloVersion(_) => Some((RecentErrorKind::HelloVersion, reason.to_string())),
             CloseReason::MacDenied(_) => None,
@@ -59,7 +64,7 @@ impl Gateway {
                 None
             }
             CloseReason::Protocol(_) | CloseReason::UnexpectedPacket(_) | CloseReason::ConnectTimeout => {
-                return self.log_unidentified(&subject, &format!("closed: {reason}"));
+                return self.log_unidentified(id, &subject, reason);
             }
             // The core has logged a lost connection whose call is kept.
             _ if !is_device || !session.core.is_closed() => {

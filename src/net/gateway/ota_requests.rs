@@ -7,6 +7,7 @@ use log::{error, info, warn};
 use mio::Waker;
 
 use crate::admin::http::Method;
+use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{Config, Ota, OtaDenial, Secret};
 use crate::net::error::BindError;
 use crate::net::event_loop::inherited::Inherited;
@@ -143,6 +144,8 @@ impl Gateway {
         {
             let more = suppressed_suffix(left_out);
             warn!("OTA: {server} (ota.upstream): {why}; devices get this gateway's own answer{more}");
+            let message = format!("{server} (ota.upstream): {why}");
+            self.admin.record_error(RecentErrorKind::OtaUpstreamFailed, None, &message);
         }
         self.io.metrics.ota_outcome(outcome);
         self.ota.respond(id, &response, false, &self.io);
@@ -208,6 +211,8 @@ impl Gateway {
         if let Some(more) = self.mqtt.refusals().log.allows(ip, &mut self.io) {
             let mac = mac.map(|mac| format!(" {mac}")).unwrap_or_default();
             warn!("OTA: [{ip}]{mac} refused: {denial}{more}");
+            let device = format!("{ip}{mac}");
+            self.admin.record_error(RecentErrorKind::OtaRefused, Some(&device), &denial.to_string());
         }
         (OtaOutcome::Refused, OtaResponse::error(403, "This device or its address is not allowed."))
     }

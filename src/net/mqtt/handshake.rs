@@ -15,7 +15,7 @@ use crate::net::sessions::table::Sessions;
 use crate::proto::proxy_protocol::ProxySource;
 
 /// The result of advancing a handshake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HandshakeOutcome {
     /// Try again at the socket's next event.
     Blocked,
@@ -25,6 +25,8 @@ pub(crate) enum HandshakeOutcome {
     Advanced,
     /// The connection has failed, or is refused.
     Failed,
+    /// The TLS handshake has failed; what the log says about it, if it says anything.
+    TlsFailed(Option<String>),
 }
 
 impl Listeners {
@@ -80,9 +82,10 @@ impl Listeners {
         io.metrics.tls_failed += 1;
         let suppressed = self.tls_failure_log.allows((), io.now);
         let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
+        let is_logged = suppressed.is_some();
         let more = suppressed_suffix(suppressed.unwrap_or_default());
         log_about!(level, sessions.log_subject(id), "no TLS connection: {why}{more}");
-        HandshakeOutcome::Failed
+        HandshakeOutcome::TlsFailed(is_logged.then(|| format!("no TLS connection: {why}")))
     }
 
     /// A connection has sent the first byte of its TLS handshake, and takes a place from now on.

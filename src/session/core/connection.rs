@@ -102,7 +102,7 @@ impl Core {
     /// The connection's first byte cannot begin a CONNECT.
     pub fn on_invalid_first_byte(&mut self, first: u8, cx: &mut Context<'_>) {
         let what = match first {
-            22 => "a TLS handshake on the port without TLS",
+            22 => CloseReason::TLS_ON_PLAIN_PORT,
             _ => "the first byte is not that of a CONNECT",
         };
         self.reject_packet(what, cx);

@@ -63,7 +63,7 @@ fn text_is_padded_to_columns() {
 }
 
 /// The files whose texts are shown to people, as messages.
-const FILES: [&str; 97] = [
+const FILES: [&str; 98] = [
     "admin/auth.rs",
     "admin/body.rs",
     "admin/call_history.rs",
@@ -121,6 +121,7 @@ const FILES: [&str; 97] = [
     "net/mqtt/certificate_chain.rs",
     "net/mqtt/handshake.rs",
     "net/mqtt/watched_certificate.rs",
+    "net/ota/upstream.rs",
     "proto/identity.rs",
     "proto/message.rs",
     "proto/message/hello.rs",
@@ -198,8 +199,18 @@ const SAME_IN_EVERY_LANGUAGE: [&str; 31] = [
     "{} ms",
 ];
 
-/// What the system and its C library say, behind words of the standard library.
-const OF_THE_SYSTEM: [&str; 17] = [
+/// What the system, its C library and OpenSSL say.
+const OF_THE_SYSTEM: [&str; 27] = [
+    "error:{}:SSL routines:{}:certificate verify failed:{}: ({})",
+    "error:{}:SSL routines:{}:wrong version number:{}",
+    "unable to get local issuer certificate",
+    "unable to get issuer certificate",
+    "self-signed certificate",
+    "self-signed certificate in certificate chain",
+    "certificate has expired",
+    "certificate is not yet valid",
+    "hostname mismatch",
+    "IP address mismatch",
     "{} (os error {})",
     "Connection refused",
     "Connection reset by peer",
@@ -266,7 +277,8 @@ fn is_message(text: &str) -> bool {
 }
 
 /// Calls whose texts are not shown, or go to the log.
-const OTHER_CALLS: [&str; 13] = [
+const OTHER_CALLS: [&str; 14] = [
+    "log_about!(",
     "info!(",
     "warn!(",
     "error!(",
