@@ -1,9 +1,19 @@
 //! Tells the program when it was built: a clock that stands before that is wrong. And whether OpenSSL may encrypt the audio.
+//! Compresses the program's long texts (`src/packed.rs`).
 
+use std::path::Path;
 use std::time::SystemTime;
 
+#[path = "src/admin/dashboard/page.rs"]
+#[allow(unreachable_pub)] // It is public in the library.
+mod page;
+
 fn main() {
+    // Also when a text changes, since this program includes them.
     println!("cargo:rerun-if-changed=build.rs");
+    pack("dashboard", page::HTML);
+    pack("openapi", include_str!("src/admin/openapi.json"));
+    pack("chinese", include_str!("src/messages.zh.po"));
     println!("cargo:rerun-if-env-changed=SOURCE_DATE_EPOCH");
     // Distributions set this, so that the same source gives the same program.
     let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse::<u64>().ok());
@@ -19,4 +29,23 @@ fn main() {
         println!("cargo:rustc-cfg=openssl_cipher");
     }
     println!("cargo:rustc-env=BUILT_AT={}", fixed.unwrap_or_else(now));
+}
+
+/// Writes a text in the format of gzip (RFC 1952), without a name and a time.
+fn pack(name: &str, text: &str) {
+    let mut file = b"\x1f\x8b\x08\0\0\0\0\0\x02\xff".to_vec();
+    file.extend(miniz_oxide::deflate::compress_to_vec(text.as_bytes(), 10));
+    file.extend(crc32(text.as_bytes()).to_le_bytes());
+    file.extend((text.len() as u32).to_le_bytes());
+    let folder = std::env::var_os("OUT_DIR").unwrap_or_default();
+    let path = Path::new(&folder).join(format!("{name}.gz"));
+    if let Err(error) = std::fs::write(&path, file) {
+        panic!("{}: {error}", path.display());
+    }
+}
+
+/// The checksum of RFC 1952 section 8.
+fn crc32(bytes: &[u8]) -> u32 {
+    let with_bit = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| with_bit(crc)))
 }

@@ -129,6 +129,7 @@ pub mod fuzzing;
 pub mod logger;
 pub mod net;
 pub mod output_file;
+pub mod packed;
 pub mod proto;
 pub mod session;
 mod text;

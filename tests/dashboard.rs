@@ -8,7 +8,9 @@
 mod support;
 
 use std::env;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -637,4 +639,30 @@ fn the_page_itself_needs_no_token_and_nothing_from_outside() {
     let (status, _) = fixture.request_with_token("GET", "/api/errors", None, None);
     assert_eq!(status, 401);
     assert_eq!(fixture.request("POST", "/", Some("{}")).0, 405);
+}
+
+#[test]
+fn a_client_that_accepts_gzip_gets_the_page_and_the_description_of_the_api_compressed() {
+    let fixture = fixture(|_| {});
+    for (path, texts) in [("/", "<!doctype html>"), ("/openapi.json", "{")] {
+        let mut client = TcpStream::connect(fixture.api).unwrap();
+        client.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let fields = "Host: gateway\r\nAccept-Encoding: gzip, deflate\r\nConnection: close\r\n";
+        client.write_all(format!("GET {path} HTTP/1.1\r\n{fields}\r\n").as_bytes()).unwrap();
+        let mut reply = Vec::new();
+        client.read_to_end(&mut reply).unwrap();
+        let body = 4 + reply.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
+        let head = String::from_utf8(reply[..body].to_vec()).unwrap();
+        assert!(head.contains("\r\nContent-Encoding: gzip\r\nVary: Accept-Encoding\r\n"), "{head}");
+        // Another implementation reads it, its checksum too.
+        let mut gunzip =
+            Command::new("gzip").arg("-dc").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        gunzip.stdin.take().unwrap().write_all(&reply[body..]).unwrap();
+        let output = gunzip.wait_with_output().unwrap();
+        let plain =
+            RawClient::round_trip(fixture.api, &format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n"));
+        assert!(output.status.success() && plain.field("content-encoding").is_none(), "{output:?}");
+        assert!(plain.body.starts_with(texts) && output.stdout == plain.body.as_bytes());
+        assert!(reply.len() * 2 < plain.body.len(), "{} of {}", reply.len(), plain.body.len());
+    }
 }

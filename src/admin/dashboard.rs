@@ -1,65 +1,37 @@
-//! The dashboard that `GET /` answers: one response without external resources, put together from the files in `dashboard/`.
+//! The dashboard that `GET /` answers: one response without external resources.
+
+use std::sync::LazyLock;
 
 use data_encoding::BASE64;
 use sha2::{Digest, Sha256};
 
-/// The style sheet.
-macro_rules! style {
-    () => {
-        include_str!("dashboard/style.css")
-    };
-}
+use crate::packed;
 
-/// All texts in both languages, and the scripts, which share one scope. The last one starts the page.
-macro_rules! script {
-    () => {
-        concat!(
-            "\"use strict\";\nconst WORDS = ",
-            include_str!("dashboard/words.json"),
-            ";\n",
-            include_str!("dashboard/base.js"),
-            include_str!("dashboard/said.js"),
-            include_str!("dashboard/gateway.js"),
-            include_str!("dashboard/totals.js"),
-            include_str!("dashboard/health.js"),
-            include_str!("dashboard/plots.js"),
-            include_str!("dashboard/table.js"),
-            include_str!("dashboard/detail.js"),
-            include_str!("dashboard/calls.js"),
-            include_str!("dashboard/servers.js"),
-            include_str!("dashboard/errors.js"),
-            include_str!("dashboard/log.js"),
-            include_str!("dashboard/actions.js"),
-            include_str!("dashboard/page.js"),
-        )
-    };
-}
+mod page;
 
-/// The page.
-pub const HTML: &str = concat!(
-    include_str!("dashboard/head.html"),
-    "<style>\n",
-    style!(),
-    "</style>\n</head>\n",
-    include_str!("dashboard/body.html"),
-    "<script>\n",
-    script!(),
-    "</script>\n</body>\n</html>\n",
-);
-/// The catalogue that translates the gateway's own sentences (GNU gettext). The page asks for it in Chinese only.
-pub const CHINESE: &str = include_str!("../messages.zh.po");
-/// The media type of the page.
+pub use page::HTML;
+
+/// Its media type.
 pub const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 
 /// What a browser may do for the page (Content Security Policy Level 3): run its one script, use its one style sheet, and
 /// call this gateway. Nothing that gets into the page by way of a device's name runs.
-pub fn content_security_policy() -> String {
-    let hash = |text: &str| BASE64.encode(&Sha256::digest(format!("\n{text}")));
+pub fn content_security_policy() -> &'static str {
+    static POLICY: LazyLock<String> = LazyLock::new(|| policy_for(&packed::DASHBOARD.text()));
+    &POLICY
+}
+
+fn policy_for(page: &str) -> String {
+    let hash = |element: &str| {
+        let text = page.split_once(&format!("<{element}>")).map_or("", |(_, behind)| behind);
+        let text = text.split_once(&format!("</{element}>")).map_or("", |(text, _)| text);
+        BASE64.encode(&Sha256::digest(text))
+    };
     format!(
         "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; base-uri 'none'; \
          form-action 'none'; frame-ancestors 'self'",
-        hash(script!()),
-        hash(style!()),
+        hash("script"),
+        hash("style"),
     )
 }
 
@@ -112,10 +84,10 @@ mod tests {
             assert_eq!(variables(english), variables(chinese), "{key}");
             // A family of texts, as e_login_refused, has a code of the gateway behind the underline.
             let family = key.find('_').map(|at| format!("\"{}\"", &key[..=at]));
-            let is_used = [format!("\"{key}\"")].into_iter().chain(family).any(|name| {
-                let outside = concat!(include_str!("dashboard/body.html"), script!());
-                outside.matches(&name).count() > usize::from(name == format!("\"{key}\""))
-            });
+            let is_used = [format!("\"{key}\"")]
+                .into_iter()
+                .chain(family)
+                .any(|name| HTML.matches(&name).count() > usize::from(name == format!("\"{key}\"")));
             assert!(is_used, "{key}");
         }
     }

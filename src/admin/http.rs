@@ -35,6 +35,8 @@ pub struct RequestHead {
     pub origin: Option<String>,
     /// The `Last-Event-ID` field, if it is a number: where a client resumes the stream of events.
     pub last_event_id: Option<u64>,
+    /// The client accepts a body in the format of gzip (`Accept-Encoding`).
+    pub accepts_gzip: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
     /// The request is none of HTTP/1.1, whoever sends it: why.
@@ -97,6 +99,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<RequestHead>, RequestError> {
         }),
         origin: one("origin"),
         last_event_id: one("last-event-id").and_then(|id| id.parse().ok()),
+        accepts_gzip: accepts_gzip(request.headers),
         malformed: bad_host(request.headers, request.version == Some(1)),
         // RFC 9110 section 10.1.1: not from a client of HTTP/1.0.
         expects_continue: expect.is_some() && request.version == Some(1),
@@ -162,6 +165,18 @@ fn header_value(fields: &[httparse::Header<'_>], name: &str) -> Option<String> {
 }
 
 /// RFC 9112 section 6.3, strictly: a request with two lengths is refused.
+/// Whether a content coding is accepted (RFC 9110 section 12.5.3): it is named, and not with a weight of 0.
+fn accepts_gzip(fields: &[httparse::Header<'_>]) -> bool {
+    let fields = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("accept-encoding"));
+    let mut codings =
+        fields.filter_map(|field| str::from_utf8(field.value).ok()).flat_map(|list| list.split(','));
+    codings.any(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, "q=1"));
+        let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
+        name.trim().eq_ignore_ascii_case("gzip") && weight.is_some_and(|weight| weight > 0.0)
+    })
+}
+
 fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<Framing, RequestError> {
     let all = |name: &'static str| fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
     let mut lengths = all("content-length");
@@ -241,6 +256,7 @@ mod tests {
             origin: Some("http://x".to_owned()),
             last_event_id: None,
             malformed: None,
+            accepts_gzip: false,
             expects_continue: false,
             body: Ok(Framing::Length(12)),
             length: text.find("{").unwrap(),
@@ -263,6 +279,24 @@ mod tests {
         ] {
             let head = parsed(&format!("GET / HTTP/{version}\r\n{field}\r\n"));
             assert_eq!(head.keep_alive, expected, "{version} {field}");
+        }
+    }
+
+    #[test]
+    fn gzip_is_accepted_when_it_is_named_with_a_weight() {
+        for (value, expected) in [
+            ("gzip, deflate, br, zstd", true),
+            ("br;q=1.0, GZIP;q=0.5", true),
+            ("br, gzip; q=0.001", true),
+            ("gzip;q=0", false),
+            ("gzip;q=0.000", false),
+            ("gzip;q=x", false),
+            ("deflate", false),
+            ("identity", false),
+            ("", false),
+        ] {
+            let head = parsed(&format!("GET / HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {value}\r\n\r\n"));
+            assert_eq!(head.accepts_gzip, expected, "{value}");
         }
     }
 

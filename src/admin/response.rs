@@ -1,7 +1,12 @@
 //! Responses of the management API.
 
+use crate::packed::Packed;
+
 /// What a client is waiting for before it sends the body (RFC 9110 section 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// The media type of JSON.
+pub const JSON: &str = "application/json; charset=utf-8";
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +17,8 @@ pub struct Response {
     pub content_type: &'static str,
     /// A field of its own, with its value: `Allow` and the like.
     pub extra_header: Option<(&'static str, String)>,
+    /// The body is in the format of gzip.
+    pub is_gzip: bool,
     /// The body.
     pub body: Vec<u8>,
 }
@@ -21,8 +28,9 @@ impl Response {
     pub fn json(status: u16, body: impl Into<String>) -> Self {
         Self {
             status,
-            content_type: "application/json; charset=utf-8",
+            content_type: JSON,
             extra_header: None,
+            is_gzip: false,
             body: body.into().into_bytes(),
         }
     }
@@ -30,6 +38,14 @@ impl Response {
     /// Text or HTML of this media type.
     pub fn text(content_type: &'static str, body: impl Into<String>) -> Self {
         Self { content_type, ..Self::json(200, body) }
+    }
+
+    /// A text of the program, compressed for a client that accepts that.
+    pub fn packed(content_type: &'static str, text: &Packed, accepts_gzip: bool) -> Self {
+        match accepts_gzip {
+            true => Self { is_gzip: true, body: text.gzip().to_vec(), ..Self::text(content_type, "") },
+            false => Self::text(content_type, text.text()),
+        }
     }
 
     /// With a header field of its own.
@@ -52,6 +68,9 @@ impl Response {
             self.body.len(),
         );
         out.extend_from_slice(head.as_bytes());
+        if self.is_gzip {
+            out.extend_from_slice(b"Content-Encoding: gzip\r\nVary: Accept-Encoding\r\n");
+        }
         if let Some((name, value)) = &self.extra_header {
             out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
         }

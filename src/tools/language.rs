@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 
 use pico_args::Arguments;
 
-/// The Chinese catalogue, in the format of GNU gettext.
-const CHINESE: &str = include_str!("../messages.zh.po");
+use crate::packed;
+
 /// What stands for a value.
 const PLACEHOLDER: &str = "{}";
 /// The variables that name the language (POSIX.1-2017 section 8.2); the first that is set and not empty counts.
@@ -83,7 +83,7 @@ pub(super) fn is_wide(c: char) -> bool {
 
 fn chinese(message: &str) -> String {
     static CATALOGUE: OnceLock<Vec<(String, String)>> = OnceLock::new();
-    let catalogue = CATALOGUE.get_or_init(|| read_catalogue(CHINESE));
+    let catalogue = CATALOGUE.get_or_init(|| read_catalogue(&packed::CHINESE.text()));
     translate(message, catalogue, MAX_DEPTH).unwrap_or_else(|| message.to_owned())
 }
 

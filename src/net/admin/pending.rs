@@ -32,6 +32,8 @@ pub(crate) struct AdminRequest {
     /// The client id, or another id, in the path; empty without one.
     pub(crate) client_id: String,
     pub(crate) query: String,
+    /// Whether the client accepts a body in the format of gzip.
+    pub(crate) accepts_gzip: bool,
     /// Empty when the body is a sound.
     pub(crate) body: String,
     pub(crate) sound: Option<KeptSound>,

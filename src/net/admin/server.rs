@@ -21,7 +21,6 @@ use tz::TimeZone;
 use crate::admin::auth;
 use crate::admin::body::{Body, Framing};
 use crate::admin::command_results::CommandResults;
-use crate::admin::dashboard;
 use crate::admin::error::RequestError;
 use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::http::{self, RequestHead};
@@ -78,7 +77,6 @@ pub(crate) struct AdminServer {
     pub(crate) command_results: CommandResults,
     /// Sounds for devices.
     pub(crate) notify_files: NotifyFiles,
-    pub(crate) content_security_policy: String,
     pub(super) started_at: SystemTime,
     /// No connection is kept for another request.
     is_closing: bool,
@@ -110,7 +108,6 @@ impl AdminServer {
             recent_errors: Arc::default(),
             command_results: CommandResults::default(),
             notify_files: NotifyFiles::default(),
-            content_security_policy: dashboard::content_security_policy(),
             started_at: SystemTime::now(),
             is_closing: false,
         }

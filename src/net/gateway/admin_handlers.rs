@@ -13,8 +13,8 @@ use crate::admin::dashboard;
 use crate::admin::dto::{self, DeviceStatus, DisconnectRequest, McpCommand};
 use crate::admin::params::{BadParameter, Members, query_flag, query_number, query_value};
 use crate::admin::prometheus::MetricFamilies;
-use crate::admin::response::Response;
-use crate::admin::routes::{Endpoint, MAX_DRAIN_SECONDS, OPENAPI};
+use crate::admin::response::{JSON, Response};
+use crate::admin::routes::{Endpoint, MAX_DRAIN_SECONDS};
 use crate::logger::{self, log_about};
 use crate::net::admin::collect::MetricSources;
 use crate::net::admin::pending::{AdminRequest, MAX_CURSOR, first_cursor, parse_page_query};
@@ -23,6 +23,7 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::lifecycle::{Phase, ReloadError};
 use crate::net::sessions::session::Session;
+use crate::packed;
 use crate::proto::identity::ClientId;
 use crate::proto::message::{self, Reader};
 use crate::session::{CommandError, Delivery, LoginKey};
@@ -41,7 +42,7 @@ impl Gateway {
             Endpoint::Sessions => return Some(self.handle_list_sessions(query)),
             Endpoint::Health => Response::json(200, r#"{"status":"ok"}"#),
             Endpoint::Ready => self.handle_ready(),
-            Endpoint::OpenApi => Response::json(200, OPENAPI),
+            Endpoint::OpenApi => Response::packed(JSON, &packed::OPENAPI, request.accepts_gzip),
             Endpoint::Command => {
                 return self.handle_command(*request_id, client_id, body).map(Answer::Response);
             }
@@ -78,9 +79,13 @@ impl Gateway {
             Endpoint::Drain => self.handle_drain(query),
             Endpoint::Log => handle_log(query),
             Endpoint::Errors => Response::json(200, self.admin.recent_errors().to_json()),
-            Endpoint::Dashboard => Response::text(dashboard::CONTENT_TYPE, dashboard::HTML)
-                .with_header("Content-Security-Policy", self.admin.content_security_policy.as_str()),
-            Endpoint::Catalogue => Response::text("text/plain; charset=utf-8", dashboard::CHINESE),
+            Endpoint::Dashboard => {
+                Response::packed(dashboard::CONTENT_TYPE, &packed::DASHBOARD, request.accepts_gzip)
+                    .with_header("Content-Security-Policy", dashboard::content_security_policy())
+            }
+            Endpoint::Catalogue => {
+                Response::packed("text/plain; charset=utf-8", &packed::CHINESE, request.accepts_gzip)
+            }
             Endpoint::Config => Response::json(200, self.io.config.to_masked_file_text()),
         }))
     }

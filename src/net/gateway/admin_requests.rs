@@ -58,6 +58,7 @@ impl Gateway {
             endpoint,
             client_id,
             query: head.query.clone(),
+            accepts_gzip: head.accepts_gzip,
             body: String::new(),
             sound: None,
         };

@@ -128,6 +128,7 @@ impl Gateway {
                 endpoint: Endpoint::Message,
                 client_id,
                 query,
+                accepts_gzip: false,
                 body,
                 sound,
             };
