@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::action::{LogEvent, ToolCount};
 use super::context::Context;
 use super::request_ids::RequestIds;
-use super::tool_lists::ToolList;
+use super::tool_lists::{ReceivedText, ToolList};
 use crate::proto::message::{self, JsonObject, Reader, Rpc};
 
 /// How long discovery waits for each response.
@@ -53,7 +53,7 @@ pub(super) enum ToolCache {
 pub(super) struct McpProxy {
     step: DiscoveryStep,
     /// The device's result of `initialize`, raw, until it is in the list.
-    initialize_result: Option<Box<str>>,
+    initialize_result: Option<ReceivedText>,
     /// The server's `initialize` was answered from the cache, so its `notifications/initialized` is not for the device.
     initialize_answered_from_cache: bool,
     /// The pending request of the discovery.
@@ -72,7 +72,7 @@ enum DiscoveryStep {
 
 #[derive(Default)]
 struct PartialList {
-    tools: Vec<Box<str>>,
+    tools: Vec<ReceivedText>,
     cursors: Vec<Box<str>>,
     /// How many of the cursors had been seen when a page did not fit, and the tools from that page on.
     cut: Option<(usize, usize)>,
@@ -121,9 +121,11 @@ impl ToolCache {
     /// The bytes that are kept for this device alone; lists that devices share have a limit of their own.
     pub(super) fn retained_bytes(&self) -> usize {
         let Self::Active(mcp) = self else { return 0 };
-        let all = |texts: &[Box<str>]| texts.iter().map(|text| text.len()).sum::<usize>();
         let step = match &mcp.step {
-            DiscoveryStep::Listing(listing) => all(&listing.tools) + all(&listing.cursors),
+            DiscoveryStep::Listing(listing) => {
+                let tools = listing.tools.iter().map(|tool| tool.len()).sum::<usize>();
+                tools + listing.cursors.iter().map(|cursor| cursor.len()).sum::<usize>()
+            }
             DiscoveryStep::Initializing | DiscoveryStep::Complete(_) | DiscoveryStep::Failed => 0,
         };
         step + mcp.initialize_result.as_ref().map_or(0, |text| text.len())
@@ -242,7 +244,7 @@ impl McpProxy {
         };
         match &mut self.step {
             DiscoveryStep::Initializing => {
-                self.initialize_result = Some(result.into());
+                self.initialize_result = Some(cx.tool_lists.received(result));
                 self.step = DiscoveryStep::Listing(Box::default());
                 cx.publish(message::mcp_notification(session_id, "notifications/initialized"));
                 self.send_request("tools/list", r#"{"cursor":""}"#, session_id, cx);
@@ -257,7 +259,9 @@ impl McpProxy {
                     && tools.iter().map(|tool| tool.len()).sum::<usize>() + bytes(&page.tools)
                         <= MAX_TOOLS_BYTES;
                 match cut {
-                    None if fits => tools.extend(page.tools.iter().map(|tool| Box::from(tool.get()))),
+                    None if fits => {
+                        tools.extend(page.tools.iter().map(|tool| cx.tool_lists.received(tool.get())));
+                    }
                     _ => cut.get_or_insert((cursors.len(), 0)).1 += page.tools.len(),
                 }
                 let Some(next) = page.next_cursor.filter(|cursor| !cursor.is_empty()) else {

@@ -25,8 +25,8 @@ pub struct RestartRecovery {
     ends_at: Instant,
     /// By the address of a device that has connected.
     addresses: HashMap<IpAddr, Address>,
-    /// When the silence of a device has lasted long enough, by address and MAC. Oldest first.
-    silent_at: VecDeque<(Instant, IpAddr, Mac)>,
+    /// When the silence of each device has lasted long enough, in milliseconds since the start, rounded up. Oldest first.
+    silent_at: VecDeque<(u32, Mac)>,
     /// The ssrcs of this process.
     issued: HashSet<u32>,
     /// Devices that were told to stop.
@@ -35,6 +35,7 @@ pub struct RestartRecovery {
 
 #[derive(Default)]
 struct Address {
+    /// Some may be here more than once.
     devices: Vec<Mac>,
     last_datagram: Option<Instant>,
     unknown: Vec<UnknownSsrc>,
@@ -76,17 +77,25 @@ impl RestartRecovery {
         self.issued.insert(ssrc);
     }
 
-    /// A device has logged in. Returns when to call [`take_silent`](Self::take_silent).
+    /// A device has logged in. Returns when to call [`take_silent`](Self::take_silent), unless that is known already.
     pub fn on_connected(&mut self, ip: IpAddr, mac: Mac, now: Instant) -> Option<Instant> {
         if now >= self.ends_at {
             return None;
         }
-        let devices = &mut self.addresses.entry(ip).or_default().devices;
-        if !devices.contains(&mac) {
-            devices.push(mac);
-        }
-        self.silent_at.push_back((now + SILENCE, ip, mac));
-        Some(now + SILENCE)
+        // Not compared with those that are there: there may be thousands.
+        self.addresses.entry(ip).or_default().devices.push(mac);
+        let at = (now + SILENCE).saturating_duration_since(self.start()) + Duration::from_nanos(999_999);
+        self.silent_at.push_back((at.as_millis() as u32, mac));
+        self.next_silent_at().filter(|_| self.silent_at.len() == 1)
+    }
+
+    /// When to call [`take_silent`](Self::take_silent).
+    pub fn next_silent_at(&self) -> Option<Instant> {
+        self.silent_at.front().map(|(at, _)| self.start() + Duration::from_millis(u64::from(*at)))
+    }
+
+    fn start(&self) -> Instant {
+        self.ends_at - Self::WINDOW
     }
 
     /// A datagram with the ssrc of no call. Returns the device that is to get `tts start` and `tts stop`. `is_idle`: this device is
@@ -117,25 +126,23 @@ impl RestartRecovery {
         // If it is not clear whose they are, as many more are waited for.
         (unknown.datagrams, unknown.first_at) = (0, now);
         let mut idle = address.devices.iter().copied().filter(|mac| is_idle(*mac));
-        let (only, None) = (idle.next()?, idle.next()) else { return None };
-        self.told.insert(only).then_some(only)
+        let only = idle.next()?;
+        (idle.all(|mac| mac == only) && self.told.insert(only)).then_some(only)
     }
 
-    /// The next device, with its address, that has been connected for 2 s and is to get `tts stop`. `is_silent`: it is
-    /// connected from this address, has no call, and has sent nothing but MCP since it connected, at that time or before.
+    /// The next device, with its address, that has been connected for 2 s and is to get `tts stop`. `silent`: its address if it is
+    /// connected, has no call, and has sent nothing but MCP since it connected, at that time or before.
     pub fn take_silent(
         &mut self,
         now: Instant,
-        is_silent: impl Fn(IpAddr, Mac, Instant) -> bool,
+        silent: impl Fn(Mac, Instant) -> Option<IpAddr>,
     ) -> Option<(IpAddr, Mac)> {
-        while let Some(&(at, ip, mac)) = self.silent_at.front().filter(|(at, ..)| *at <= now) {
-            self.silent_at.pop_front();
+        while let Some(at) = self.next_silent_at().filter(|at| *at <= now) {
+            let (_, mac) = self.silent_at.pop_front()?;
             let connected_at = at - SILENCE;
+            let Some(ip) = silent(mac, connected_at) else { continue };
             let last = self.addresses.get(&ip).and_then(|address| address.last_datagram);
-            if last.is_none_or(|last| last < connected_at)
-                && is_silent(ip, mac, connected_at)
-                && self.told.insert(mac)
-            {
+            if last.is_none_or(|last| last < connected_at) && self.told.insert(mac) {
                 return Some((ip, mac));
             }
         }
@@ -194,7 +201,7 @@ mod tests {
         fn silent(&mut self) -> Vec<Mac> {
             let mut told = Vec::new();
             while let Some((ip, mac)) =
-                self.recovery.take_silent(self.now, |_, mac, _| self.idle.contains(&mac))
+                self.recovery.take_silent(self.now, |mac, _| self.idle.contains(&mac).then_some(IP))
             {
                 assert_eq!(ip, IP);
                 told.push(mac);

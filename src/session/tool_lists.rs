@@ -4,6 +4,7 @@
 use std::borrow::Borrow;
 use std::cell::RefCell;
 use std::hash::{Hash, Hasher};
+use std::ops::Deref;
 use std::rc::Rc;
 
 use hashbrown::{DefaultHashBuilder, HashMap};
@@ -21,6 +22,13 @@ const LIST_OVERHEAD: usize = 160;
 /// All lists of one worker. A list is freed with the last device that has it.
 #[derive(Default)]
 pub struct ToolLists(Rc<RefCell<Store>>);
+
+/// A raw text of a list that has not come completely. Devices of one model connect at the same time, after a restart for example: what
+/// other lists have is not kept again meanwhile.
+pub(super) enum ReceivedText {
+    Shared(Text),
+    Own(Box<str>),
+}
 
 /// One device's reference to a list: the size of a pointer, since most devices have one.
 pub(super) struct ToolList(Rc<SharedList>);
@@ -42,17 +50,25 @@ struct SharedList {
 
 /// Raw JSON. A thin pointer: lists that differ are mostly such pointers.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Text(Rc<Box<str>>);
+pub(super) struct Text(Rc<Box<str>>);
 
 struct ListKey(Rc<SharedList>);
 
 impl ToolLists {
+    /// A text that a device has sent.
+    pub(super) fn received(&self, raw: &str) -> ReceivedText {
+        match RefCell::borrow(&self.0).texts.get_key_value(raw) {
+            Some((text, _)) => ReceivedText::Shared(text.clone()),
+            None => ReceivedText::Own(raw.into()),
+        }
+    }
+
     /// The list with these raw texts. `next`: the cursor with which the device is asked for the tools behind them. `None` if the
     /// lists of all devices leave no room for it.
     pub(super) fn share(
         &self,
         initialize_result: &str,
-        tools: &[Box<str>],
+        tools: &[ReceivedText],
         next: Option<&str>,
     ) -> Option<ToolList> {
         let end = next.map_or_else(
@@ -97,6 +113,17 @@ impl ToolList {
             result.push_str(text.as_str());
         }
         result
+    }
+}
+
+impl Deref for ReceivedText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Shared(text) => text.as_str(),
+            Self::Own(text) => text,
+        }
     }
 }
 
@@ -203,8 +230,8 @@ fn shrink<K: Eq + Hash>(table: &mut HashMap<K, u32, DefaultHashBuilder>) {
 mod tests {
     use super::*;
 
-    fn tools(names: &[&str]) -> Vec<Box<str>> {
-        names.iter().map(|name| format!("{name:?}").into()).collect()
+    fn tools(names: &[&str]) -> Vec<ReceivedText> {
+        names.iter().map(|name| ReceivedText::Own(format!("{name:?}").into())).collect()
     }
 
     fn sizes(lists: &ToolLists) -> (usize, usize) {
@@ -249,7 +276,7 @@ mod tests {
     fn lists_that_all_differ_take_at_most_the_limit_and_known_ones_are_still_found() {
         let lists = ToolLists::default();
         let known = lists.share("{}", &tools(&["known"]), None).unwrap();
-        let large = |i: usize| [format!("{i}{}", "x".repeat(250_000)).into()];
+        let large = |i: usize| [ReceivedText::Own(format!("{i}{}", "x".repeat(250_000)).into())];
         let kept: Vec<_> = (0..).map_while(|i| lists.share("{}", &large(i), None)).collect();
         let expected = MAX_BYTES / 250_500..=MAX_BYTES / 250_000;
         assert!(expected.contains(&kept.len()), "{}", kept.len());

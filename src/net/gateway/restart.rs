@@ -11,14 +11,17 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
-use crate::session::Core;
-#[cfg(feature = "cluster")]
-use crate::session::RestartRecovery;
+use crate::session::{Core, RestartRecovery};
 
-/// The device's session without a call, if it is connected from this address.
-fn idle_session(sessions: &Sessions, ip: IpAddr, mac: Mac) -> Option<(SessionId, &Core)> {
+/// The device's sessions without a call.
+fn idle_sessions(sessions: &Sessions, mac: Mac) -> impl Iterator<Item = (SessionId, &Core)> {
     let core = |id| Some((id, &sessions.get(id)?.core));
-    sessions.by_mac(mac).filter_map(core).find(|(_, core)| core.ip() == ip && core.is_idle())
+    sessions.by_mac(mac).filter_map(core).filter(|(_, core)| core.is_idle())
+}
+
+/// The one that is connected from this address.
+fn idle_session(sessions: &Sessions, ip: IpAddr, mac: Mac) -> Option<(SessionId, &Core)> {
+    idle_sessions(sessions, mac).find(|(_, core)| core.ip() == ip)
 }
 
 impl Gateway {
@@ -65,12 +68,12 @@ impl Gateway {
         if self.lifecycle.is_draining() {
             self.restart = None;
         }
-        let is_silent = |sessions: &Sessions, ip, mac, since: Instant| {
-            idle_session(sessions, ip, mac).is_some_and(|(_, core)| core.has_said_nothing_since(since))
+        let silent = |sessions: &Sessions, mac, since: Instant| {
+            let mut cores = idle_sessions(sessions, mac).map(|(_, core)| core);
+            cores.find(|core| core.has_said_nothing_since(since)).map(Core::ip)
         };
         while let Some(restart) = &mut self.restart
-            && let Some((ip, mac)) =
-                restart.take_silent(now, |ip, mac, since| is_silent(&self.sessions, ip, mac, since))
+            && let Some((ip, mac)) = restart.take_silent(now, |mac, since| silent(&self.sessions, mac, since))
         {
             let Some((id, _)) = idle_session(&self.sessions, ip, mac) else { continue };
             log_about!(
@@ -81,5 +84,8 @@ impl Gateway {
             self.drive(id, |core, cx| core.leave_unknown_call(false, cx));
         }
         self.restart.take_if(|restart| restart.is_over(now));
+        if let Some(at) = self.restart.as_ref().and_then(RestartRecovery::next_silent_at) {
+            self.io.timers.arm(at, TimerKind::Restart);
+        }
     }
 }

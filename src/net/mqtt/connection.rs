@@ -103,11 +103,19 @@ impl MqttConnection {
         self.buffers.as_ref().map_or(0, |buffers| buffers.read_buffer.len())
     }
 
-    /// Keeps a partial packet until more is read.
+    /// Keeps a partial packet until more is read. Without one, nothing is kept: often nothing is written afterwards.
     pub(crate) fn keep_partial(&mut self, rest: Vec<u8>) {
-        if !rest.is_empty() {
+        if rest.is_empty() {
+            self.free_empty_buffers();
+        } else {
             self.buffers.get_or_insert_default().read_buffer = rest;
         }
+    }
+
+    fn free_empty_buffers(&mut self) {
+        self.buffers.take_if(|buffers| {
+            buffers.read_buffer.is_empty() && buffers.write_buffer.is_empty() && buffers.hold_until.is_none()
+        });
     }
 
     /// Queues what `write` appends. False when too much is unwritten then: the device does not read.
@@ -129,7 +137,7 @@ impl MqttConnection {
                 buffers.write_buffer.flush(&mut self.transport)
             }
         };
-        self.buffers.take_if(|buffers| buffers.read_buffer.is_empty() && buffers.write_buffer.is_empty());
+        self.free_empty_buffers();
         match flushed {
             Ok(Flush::Done) if !self.closing => FlushOutcome::Done,
             Ok(Flush::Done) if self.read_closed => FlushOutcome::Closed,
