@@ -1,6 +1,7 @@
 //! Records the quality of a call while it goes on. Nothing here allocates for a packet, nor reads a clock: ten seconds end with the
 //! first packet behind them.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use super::action::{BackendFailure, CallStats, EndReason};
@@ -9,8 +10,8 @@ use super::jitter::Jitter;
 use super::verdict::{CallFacts, Verdict};
 use crate::text;
 
-/// A shorter silence in the middle of speech is not counted: the device's own queue may cover it.
-const GAP_MIN: Duration = Duration::from_millis(100);
+/// A shorter silence in the middle of speech is not counted: the device's own queue may cover it. In milliseconds.
+const GAP_MIN_MS: u32 = 100;
 /// Packets that ten seconds must have for their loss to count as the worst.
 const WORST_LOSS_MIN_PACKETS: u32 = 50;
 /// Failures of chat servers that are kept with their causes.
@@ -18,22 +19,21 @@ const MAX_FAILURES: usize = 8;
 /// Bytes of a cause.
 const MAX_CAUSE_BYTES: usize = 200;
 
-/// The recorder of one call.
+/// The recorder of one call. Each call has one, so times are [`Moment`]s and milliseconds.
 pub(super) struct CallQuality {
     started_at: Instant,
-    answered_at: Option<Instant>,
-    stage: Option<(SetupStage, Instant)>,
+    answered_at: Option<Moment>,
+    stage: Option<(SetupStage, Moment)>,
     setup: SetupTimes,
     jitter: Jitter,
     /// Audio packets of the device that were accepted.
     received: u64,
-    first_packet_at: Option<Instant>,
+    first_packet_at: Option<Moment>,
     /// The ten seconds that have not ended.
     slice: CallSlice,
-    /// The worst jitter in them.
-    slice_jitter: Duration,
+    /// The worst jitter in them, in microseconds.
+    slice_jitter_us: u32,
     slice_index: u32,
-    slice_ends_at: Instant,
     /// What was lost before them.
     lost_before: u64,
     /// The ten seconds before.
@@ -45,19 +45,41 @@ pub(super) struct CallQuality {
     /// The device was sent audio since speech started.
     is_playing: bool,
     gaps: u32,
-    all_gaps: Duration,
-    longest_gap: Duration,
-    listen_stopped_at: Option<Instant>,
+    all_gaps_ms: u32,
+    longest_gap_ms: u32,
+    listen_stopped_at: Option<Moment>,
     /// The user has spoken, and the server has not answered.
-    answer_due_since: Option<Instant>,
-    slowest_answer: Option<Duration>,
-    listens_since: Option<Instant>,
-    unheard: Duration,
+    answer_due_since: Option<Moment>,
+    slowest_answer_ms: Option<u32>,
+    listens_since: Option<Moment>,
+    unheard_ms: u32,
     resumed: u32,
-    away: Duration,
-    failure_count: u32,
-    failures: Vec<CallFailure>,
-    server_losses: u32,
+    away_ms: u32,
+    /// Boxed, since most calls have none.
+    failures: Option<Box<Failures>>,
+}
+
+/// Failures of chat servers.
+#[derive(Default)]
+struct Failures {
+    count: u32,
+    /// Those after the device was answered.
+    losses: u32,
+    first: Vec<CallFailure>,
+}
+
+/// A time in milliseconds since the start of the call, rounded down, in 4 bytes. After 49 days it stands still.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment(NonZeroU32);
+
+impl Moment {
+    fn new(since_start: Duration) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(millis(since_start)))
+    }
+
+    fn ms_since(self, earlier: Self) -> u32 {
+        self.0.get().saturating_sub(earlier.0.get())
+    }
 }
 
 /// What a report needs besides.
@@ -83,9 +105,8 @@ impl CallQuality {
             received: 0,
             first_packet_at: None,
             slice: CallSlice::default(),
-            slice_jitter: Duration::ZERO,
+            slice_jitter_us: 0,
             slice_index: 0,
-            slice_ends_at: now + Duration::from_secs(SLICE_S.into()),
             lost_before: 0,
             last_slice: CallSlice::default(),
             series: CallSeries::default(),
@@ -93,19 +114,25 @@ impl CallQuality {
             settled_lost: 0,
             is_playing: false,
             gaps: 0,
-            all_gaps: Duration::ZERO,
-            longest_gap: Duration::ZERO,
+            all_gaps_ms: 0,
+            longest_gap_ms: 0,
             listen_stopped_at: None,
             answer_due_since: None,
-            slowest_answer: None,
+            slowest_answer_ms: None,
             listens_since: None,
-            unheard: Duration::ZERO,
+            unheard_ms: 0,
             resumed: 0,
-            away: Duration::ZERO,
-            failure_count: 0,
-            failures: Vec::new(),
-            server_losses: 0,
+            away_ms: 0,
+            failures: None,
         }
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started_at)
+    }
+
+    fn moment(&self, now: Instant) -> Moment {
+        Moment::new(self.age(now))
     }
 
     // ----- set-up -------------------------------------------------------------------------------------------------
@@ -114,14 +141,15 @@ impl CallQuality {
     pub(super) fn enter(&mut self, stage: SetupStage, now: Instant) {
         if self.answered_at.is_none() && self.stage.is_none_or(|(current, _)| current != stage) {
             self.leave_stage(now);
-            self.stage = Some((stage, now));
+            self.stage = Some((stage, self.moment(now)));
         }
     }
 
     fn leave_stage(&mut self, now: Instant) {
         if let Some((stage, since)) = self.stage.take() {
+            let ms = self.moment(now).ms_since(since);
             let spent = self.setup.of_mut(stage);
-            *spent = spent.saturating_add(millis(now.saturating_duration_since(since)));
+            *spent = spent.saturating_add(ms);
         }
     }
 
@@ -135,18 +163,20 @@ impl CallQuality {
     /// The device gets its hello reply.
     pub(super) fn on_answered(&mut self, now: Instant) -> SetupTimes {
         self.leave_stage(now);
-        self.answered_at = Some(now);
-        self.setup.total_ms = Some(millis(now.saturating_duration_since(self.started_at)));
+        self.answered_at = Some(self.moment(now));
+        self.setup.total_ms = Some(millis(self.age(now)));
         self.setup
     }
 
     pub(super) fn on_server_failed(&mut self, server: &str, failure: &BackendFailure, now: Instant) {
-        self.failure_count = self.failure_count.saturating_add(1);
-        self.server_losses += u32::from(self.answered_at.is_some());
         self.answer_due_since = None;
-        if self.failures.len() < MAX_FAILURES {
-            self.failures.push(CallFailure {
-                after_ms: millis(now.saturating_duration_since(self.started_at)),
+        let after_ms = millis(self.age(now));
+        let failures = self.failures.get_or_insert_default();
+        failures.count = failures.count.saturating_add(1);
+        failures.losses += u32::from(self.answered_at.is_some());
+        if failures.first.len() < MAX_FAILURES {
+            failures.first.push(CallFailure {
+                after_ms,
                 server: server.into(),
                 stage: failure.stage,
                 cause: text::printable(&failure.message, MAX_CAUSE_BYTES).into(),
@@ -158,10 +188,11 @@ impl CallQuality {
 
     /// A packet of audio was accepted. `lost`: what has been lost so far.
     pub(super) fn on_uplink(&mut self, sequence: u32, lost: u64, now: Instant) {
-        self.roll(lost, now);
-        self.first_packet_at.get_or_insert(now);
-        self.jitter.on_packet(sequence, now);
-        self.slice_jitter = self.slice_jitter.max(self.jitter.value());
+        let age = self.age(now);
+        self.roll(lost, age);
+        self.first_packet_at.get_or_insert_with(|| Moment::new(age));
+        self.jitter.on_packet(sequence, age.as_micros() as u32);
+        self.slice_jitter_us = self.slice_jitter_us.max(self.jitter.micros());
         self.received += 1;
         self.slice.packets_up += 1;
     }
@@ -175,45 +206,45 @@ impl CallQuality {
     /// The device listens. `was_unheard`: it did before, and no audio of it came.
     pub(super) fn on_listen_start(&mut self, was_unheard: bool, now: Instant) {
         self.on_listen_end(was_unheard, now);
-        self.listens_since = Some(now);
+        self.listens_since = Some(self.moment(now));
         (self.listen_stopped_at, self.answer_due_since) = (None, None);
     }
 
     /// The device listens no more, or cannot be heard.
     pub(super) fn on_listen_end(&mut self, was_unheard: bool, now: Instant) {
-        if let Some(unheard) = self.listens_since.take().filter(|_| was_unheard) {
-            self.unheard = self.unheard.max(self.since_answered(unheard, now));
+        if let Some(since) = self.listens_since.take().filter(|_| was_unheard) {
+            self.unheard_ms = self.unheard_ms.max(self.ms_since_answered(since, now));
         }
     }
 
     /// The device said that the user has finished.
     pub(super) fn on_listen_stop(&mut self, now: Instant) {
-        self.listen_stopped_at = Some(now);
+        self.listen_stopped_at = Some(self.moment(now));
     }
 
     /// The time from then to now, as far as the device could have sent audio.
-    fn since_answered(&self, then: Instant, now: Instant) -> Duration {
-        let answered_at = self.answered_at.unwrap_or(now);
-        now.saturating_duration_since(then.max(answered_at))
+    fn ms_since_answered(&self, then: Moment, now: Instant) -> u32 {
+        let now = self.moment(now);
+        now.ms_since(then.max(self.answered_at.unwrap_or(now)))
     }
 
     pub(super) fn on_resumed(&mut self, away: Duration) {
         self.resumed = self.resumed.saturating_add(1);
-        self.away += away;
+        self.away_ms = self.away_ms.saturating_add(millis(away));
     }
 
     // ----- from the server ----------------------------------------------------------------------------------------
 
     /// The server has recognized what the user said.
     pub(super) fn on_recognized(&mut self, now: Instant) {
-        let since = self.listen_stopped_at.take().unwrap_or(now);
+        let since = self.listen_stopped_at.take().unwrap_or_else(|| self.moment(now));
         self.answer_due_since.get_or_insert(since);
     }
 
     /// The server sent audio, or ended its speech: that is an answer.
     pub(super) fn on_answer(&mut self, now: Instant) {
         if let Some(since) = self.answer_due_since.take() {
-            self.slowest_answer = self.slowest_answer.max(Some(now.saturating_duration_since(since)));
+            self.slowest_answer_ms = self.slowest_answer_ms.max(Some(self.moment(now).ms_since(since)));
         }
     }
 
@@ -230,46 +261,47 @@ impl CallQuality {
 
     /// Speech goes on with a frame that leaves now, when the device has played all before it at `played_at`.
     pub(super) fn on_speech_frame(&mut self, played_at: Instant, now: Instant) {
-        let gap = now.saturating_duration_since(played_at);
-        if std::mem::replace(&mut self.is_playing, true) && gap >= GAP_MIN {
+        let gap = millis(now.saturating_duration_since(played_at));
+        if std::mem::replace(&mut self.is_playing, true) && gap >= GAP_MIN_MS {
             self.gaps = self.gaps.saturating_add(1);
-            self.all_gaps += gap;
-            self.longest_gap = self.longest_gap.max(gap);
-            self.slice.gap_ms = self.slice.gap_ms.saturating_add(millis(gap));
+            self.all_gaps_ms = self.all_gaps_ms.saturating_add(gap);
+            self.longest_gap_ms = self.longest_gap_ms.max(gap);
+            self.slice.gap_ms = self.slice.gap_ms.saturating_add(gap);
         }
     }
 
     /// A packet of audio leaves for the device. `lost`: what has been lost of the device's packets so far.
     pub(super) fn on_downlink(&mut self, lost: u64, now: Instant) {
-        self.roll(lost, now);
+        self.roll(lost, self.age(now));
         self.slice.packets_down += 1;
     }
 
     // ----- ten seconds --------------------------------------------------------------------------------------------
 
     /// Ends the ten seconds if they are over.
-    fn roll(&mut self, lost: u64, now: Instant) {
-        if now < self.slice_ends_at {
+    fn roll(&mut self, lost: u64, age: Duration) {
+        if age.as_secs() < self.slice_ends_after_s() {
             return;
         }
         let ended = self.ended_slice(lost);
         self.series.add(self.slice_index, &ended);
         self.worst_loss_percent = self.worst_loss_with(&ended);
         self.settled_lost = self.settled_lost.max(lost);
-        let index = now.saturating_duration_since(self.started_at).as_secs() / u64::from(SLICE_S);
-        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let index = u32::try_from(age.as_secs() / u64::from(SLICE_S)).unwrap_or(u32::MAX);
         self.last_slice = if index == self.slice_index + 1 { ended } else { CallSlice::default() };
-        (self.slice, self.slice_jitter) = (CallSlice::default(), Duration::ZERO);
+        (self.slice, self.slice_jitter_us) = (CallSlice::default(), 0);
         (self.slice_index, self.lost_before) = (index, lost);
-        self.slice_ends_at =
-            self.started_at + Duration::from_secs(u64::from(SLICE_S) * (u64::from(index) + 1));
+    }
+
+    fn slice_ends_after_s(&self) -> u64 {
+        (u64::from(self.slice_index) + 1) * u64::from(SLICE_S)
     }
 
     /// The ten seconds that have not ended, as if they ended now.
     fn ended_slice(&self, lost: u64) -> CallSlice {
         CallSlice {
             lost: u32::try_from(lost.saturating_sub(self.lost_before)).unwrap_or(u32::MAX),
-            jitter_ms: round(self.slice_jitter.as_micros() as f32 / 1000.0),
+            jitter_ms: round(self.slice_jitter_us as f32 / 1000.0),
             ..self.slice
         }
     }
@@ -295,10 +327,10 @@ impl CallQuality {
 
     /// The last ten seconds that are over; before there are any, the time so far.
     pub(super) fn last_slice(&self, lost: u64, now: Instant) -> CallSlice {
-        match now.saturating_duration_since(self.slice_ends_at).as_secs() {
-            _ if now < self.slice_ends_at && self.slice_index > 0 => self.last_slice,
-            0..10 => self.ended_slice(lost),
-            _ => CallSlice::default(),
+        match self.age(now).as_secs().checked_sub(self.slice_ends_after_s()) {
+            None if self.slice_index > 0 => self.last_slice,
+            None | Some(0..10) => self.ended_slice(lost),
+            Some(_) => CallSlice::default(),
         }
     }
 
@@ -319,48 +351,50 @@ impl CallQuality {
         let mut setup = self.setup;
         if let Some((stage, since)) = self.stage {
             let spent = setup.of_mut(stage);
-            *spent = spent.saturating_add(millis(call.now.saturating_duration_since(since)));
+            *spent = spent.saturating_add(self.moment(call.now).ms_since(since));
         }
+        let failures = self.failures.as_ref();
         CallReport {
             verdict: Verdict::of(&facts),
             setup,
-            first_packet_ms: first_packet
-                .map(|(answered_at, first)| millis(first.saturating_duration_since(answered_at))),
+            first_packet_ms: first_packet.map(|(answered_at, first)| first.ms_since(answered_at)),
             loss_percent: facts.loss_percent,
             worst_loss_percent: facts.worst_loss_percent,
             median_jitter_ms,
             worst_jitter_ms: series.slices.iter().fold(0.0, |worst, slice| slice.jitter_ms.max(worst)),
             gaps: self.gaps,
-            gap_ms: millis(self.all_gaps),
-            longest_gap_ms: millis(self.longest_gap),
-            slowest_answer_ms: self.slowest_answer.map(millis),
+            gap_ms: self.all_gaps_ms,
+            longest_gap_ms: self.longest_gap_ms,
+            slowest_answer_ms: self.slowest_answer_ms,
             unheard_ms: millis(facts.unheard),
             resumed: self.resumed,
-            away_ms: millis(self.away),
-            failure_count: self.failure_count,
-            failures: self.failures.clone(),
+            away_ms: self.away_ms,
+            failure_count: failures.map_or(0, |failures| failures.count),
+            failures: failures.map_or_else(Vec::new, |failures| failures.first.clone()),
         }
     }
 
     fn facts(&self, stats: &CallStats, call: &CallSituation) -> CallFacts {
         let expected = self.received + stats.lost + stats.reordered;
-        let unheard = match self.listens_since.filter(|_| call.is_unheard && !call.is_away) {
-            Some(since) => self.unheard.max(self.since_answered(since, call.now)),
-            None => self.unheard,
+        let unheard_ms = match self.listens_since.filter(|_| call.is_unheard && !call.is_away) {
+            Some(since) => self.unheard_ms.max(self.ms_since_answered(since, call.now)),
+            None => self.unheard_ms,
         };
-        let waits = self.answer_due_since.map(|since| call.now.saturating_duration_since(since));
+        let now = self.moment(call.now);
+        let waits_ms = self.answer_due_since.map(|since| now.ms_since(since));
+        let time = |ms: u32| Duration::from_millis(ms.into());
         CallFacts {
             reason: call.reason,
             is_away: call.is_away,
-            setup: self.answered_at.unwrap_or(call.now).saturating_duration_since(self.started_at),
+            setup: time(self.answered_at.unwrap_or(now).ms_since(Moment(NonZeroU32::MIN))),
             expected,
             loss_percent: percent(stats.lost, expected),
             worst_loss_percent: self.worst_loss_with(&self.ended_slice(stats.lost)),
-            unheard,
-            server_losses: self.server_losses,
-            longest_gap: self.longest_gap,
-            all_gaps: self.all_gaps,
-            slowest_answer: self.slowest_answer.max(waits).unwrap_or_default(),
+            unheard: time(unheard_ms),
+            server_losses: self.failures.as_ref().map_or(0, |failures| failures.losses),
+            longest_gap: time(self.longest_gap_ms),
+            all_gaps: time(self.all_gaps_ms),
+            slowest_answer: time(self.slowest_answer_ms.max(waits_ms).unwrap_or_default()),
         }
     }
 }
@@ -384,7 +418,7 @@ mod tests {
 
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn the_recorder_of_a_call_takes_at_most_440_bytes() {
-        assert!(size_of::<CallQuality>() <= 440, "{}", size_of::<CallQuality>());
+    fn the_recorder_of_a_call_is_small() {
+        assert!(size_of::<CallQuality>() <= 240, "{}", size_of::<CallQuality>());
     }
 }

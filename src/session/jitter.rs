@@ -1,32 +1,42 @@
 //! The jitter of a device's audio.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// A longer gap is not jitter: the device stopped sending.
-const MAX_GAP: Duration = Duration::from_millis(500);
+/// A longer gap, in microseconds, is not jitter: the device stopped sending.
+const MAX_GAP_US: u32 = 500_000;
 /// A new packet has a weight of 1 / this in the averages, as in RFC 3550 section 6.4.1.
 const SMOOTHING_FACTOR: i32 = 16;
 
 /// The smoothed deviation of the gaps between packets from their average. RFC 3550 uses the sender's timestamps instead of an
 /// average, but those of devices are often zero.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Jitter {
-    last: Option<(Instant, u32)>,
+    /// When the last packet came, in microseconds since any time, modulo 2^32; and its sequence.
+    last_us: u32,
+    last_sequence: u32,
     /// The average gap in microseconds; 0 is unknown.
     gap_us: i32,
     /// The average deviation in microseconds.
     deviation_us: i32,
 }
 
+impl Default for Jitter {
+    /// Before the first packet: no sequence of a device's first packet follows, and not so soon.
+    fn default() -> Self {
+        Self { last_us: 1 << 31, last_sequence: u32::MAX, gap_us: 0, deviation_us: 0 }
+    }
+}
+
 impl Jitter {
-    /// Records a packet. The gap is ignored if the packet before is missing.
-    pub(super) fn on_packet(&mut self, sequence: u32, now: Instant) {
-        let Some((at, before)) = self.last.replace((now, sequence)) else { return };
-        let gap = now.saturating_duration_since(at);
-        if sequence != before.wrapping_add(1) || gap > MAX_GAP {
+    /// Records a packet that came at this time, in microseconds modulo 2^32. The gap is ignored if the packet before is missing.
+    pub(super) fn on_packet(&mut self, sequence: u32, now_us: u32) {
+        let gap = now_us.wrapping_sub(self.last_us);
+        let is_next = sequence == self.last_sequence.wrapping_add(1);
+        (self.last_us, self.last_sequence) = (now_us, sequence);
+        if !is_next || gap > MAX_GAP_US {
             return;
         }
-        let gap = gap.as_micros() as i32;
+        let gap = gap as i32;
         if self.gap_us == 0 {
             self.gap_us = gap;
         }
@@ -37,7 +47,12 @@ impl Jitter {
 
     /// The current jitter.
     pub(super) fn value(&self) -> Duration {
-        Duration::from_micros(self.deviation_us.max(0) as u64)
+        Duration::from_micros(self.micros().into())
+    }
+
+    /// The same in microseconds.
+    pub(super) fn micros(&self) -> u32 {
+        self.deviation_us.max(0) as u32
     }
 }
 
@@ -45,12 +60,13 @@ impl Jitter {
 mod tests {
     use super::*;
 
-    fn after(gaps: impl IntoIterator<Item = (u32, u64)>) -> u128 {
-        let (mut jitter, mut now, mut sequence) = (Jitter::default(), Instant::now(), 0);
+    fn after(gaps: impl IntoIterator<Item = (u32, u32)>) -> u128 {
+        // The clock overflows in between.
+        let (mut jitter, mut now, mut sequence) = (Jitter::default(), u32::MAX - 300_000, 0);
         jitter.on_packet(sequence, now);
         for (step, gap) in gaps {
             sequence += step;
-            now += Duration::from_millis(gap);
+            now = now.wrapping_add(1_000 * gap);
             jitter.on_packet(sequence, now);
         }
         jitter.value().as_millis()
