@@ -23,6 +23,14 @@ impl CoarseInstant {
     }
 }
 
+/// A time in a call in 4 bytes: milliseconds since its start, rounded up. After 49 days it stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CallTime(u32);
+
+impl CallTime {
+    pub(super) const START: Self = Self(0);
+}
+
 /// The timers of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -97,11 +105,23 @@ impl Deadlines {
         self.start
     }
 
+    pub(super) fn time(&self, at: Instant) -> CallTime {
+        CallTime(self.millis_until(at).min(u32::MAX.into()) as u32)
+    }
+
+    pub(super) fn instant(&self, time: CallTime) -> Instant {
+        self.start + Duration::from_millis(time.0.into())
+    }
+
+    /// Since the start, rounded up.
+    fn millis_until(&self, at: Instant) -> u128 {
+        (at.saturating_duration_since(self.start) + Duration::from_nanos(999_999)).as_millis()
+    }
+
     /// A deadline more than 49 days after the call's start is shortened to that.
     pub(super) fn set(&mut self, timer: CallTimer, at: Instant) {
         // Cheap, since each datagram for the device postpones the keep-alive.
-        let millis = (at.saturating_duration_since(self.start) + Duration::from_nanos(999_999)).as_millis();
-        let after = u32::try_from(millis + 1).unwrap_or(u32::MAX);
+        let after = u32::try_from(self.millis_until(at) + 1).unwrap_or(u32::MAX);
         self.offsets_ms[timer as usize] = NonZeroU32::new(after);
     }
 

@@ -1,5 +1,5 @@
 //! The tool lists of devices. Boards of one model and firmware have equal ones: a list is kept once, and so is each tool that
-//! occurs in several lists.
+//! occurs in several lists. Their hellos are equal too.
 
 use std::borrow::Borrow;
 use std::cell::RefCell;
@@ -30,12 +30,20 @@ pub(super) enum ReceivedText {
     Own(Box<str>),
 }
 
+/// A text of a device that others may have too: its hello.
+pub(super) struct SharedText {
+    text: Text,
+    /// None: there was no room for it, so it is this device's own.
+    store: Option<Rc<RefCell<Store>>>,
+}
+
 /// One device's reference to a list: the size of a pointer, since most devices have one.
 pub(super) struct ToolList(Rc<SharedList>);
 
 #[derive(Default)]
 struct Store {
-    /// Each text and the number of lists that contain it; a list that contains it twice counts twice.
+    /// Each text and the number of lists that contain it, and of devices that have it apart from a list; a list that contains it twice
+    /// counts twice.
     texts: HashMap<Text, u32, DefaultHashBuilder>,
     /// Each list and the number of its devices.
     lists: HashMap<ListKey, u32, DefaultHashBuilder>,
@@ -60,6 +68,16 @@ impl ToolLists {
         match RefCell::borrow(&self.0).texts.get_key_value(raw) {
             Some((text, _)) => ReceivedText::Shared(text.clone()),
             None => ReceivedText::Own(raw.into()),
+        }
+    }
+
+    /// A text that is kept as long as a device has it.
+    pub(super) fn text(&self, raw: &str) -> SharedText {
+        let mut store = self.0.borrow_mut();
+        let has_room = store.texts.contains_key(raw) || store.bytes + text_bytes(raw) <= MAX_BYTES;
+        match has_room {
+            true => SharedText { text: store.text(raw), store: Some(self.0.clone()) },
+            false => SharedText { text: Text(Rc::new(raw.into())), store: None },
         }
     }
 
@@ -127,6 +145,37 @@ impl Deref for ReceivedText {
     }
 }
 
+impl SharedText {
+    /// The bytes of a text that is this device's own, since there was no room for it.
+    pub(super) fn own_bytes(&self) -> usize {
+        if self.store.is_none() { self.len() } else { 0 }
+    }
+}
+
+impl Deref for SharedText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.text.as_str()
+    }
+}
+
+impl PartialEq for SharedText {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Drop for SharedText {
+    fn drop(&mut self) {
+        if let Some(store) = &self.store {
+            let mut store = store.borrow_mut();
+            store.release_text(&self.text);
+            shrink(&mut store.texts);
+        }
+    }
+}
+
 impl Drop for ToolList {
     fn drop(&mut self) {
         self.0.store.borrow_mut().release(&self.0.texts);
@@ -156,6 +205,16 @@ impl Store {
         text
     }
 
+    /// It occurs in one list less.
+    fn release_text(&mut self, text: &Text) {
+        let Some(uses) = self.texts.get_mut(text) else { return };
+        *uses -= 1;
+        if *uses == 0 {
+            self.texts.remove(text);
+            self.bytes -= text_bytes(text.as_str());
+        }
+    }
+
     /// A device of this list has left.
     fn release(&mut self, texts: &[Text]) {
         let Some(devices) = self.lists.get_mut(texts) else { return };
@@ -165,14 +224,7 @@ impl Store {
         }
         self.lists.remove(texts);
         self.bytes -= list_bytes(texts.len());
-        for text in texts {
-            let Some(lists) = self.texts.get_mut(text) else { continue };
-            *lists -= 1;
-            if *lists == 0 {
-                self.texts.remove(text);
-                self.bytes -= text_bytes(text.as_str());
-            }
-        }
+        texts.iter().for_each(|text| self.release_text(text));
         shrink(&mut self.texts);
         shrink(&mut self.lists);
     }
@@ -270,6 +322,23 @@ mod tests {
         drop(others);
         assert_eq!(sizes(&lists), (0, 0));
         assert_eq!(share(&[], None).to_result(), r#"{"tools":[]}"#);
+    }
+
+    #[test]
+    fn a_text_is_kept_once_as_long_as_a_device_has_it_and_by_each_when_there_is_no_room() {
+        let lists = ToolLists::default();
+        let (first, second) = (lists.text("hello"), lists.text("hello"));
+        let list = lists.share("hello", &[], None).unwrap();
+        assert_eq!((&*first, first == second, second.own_bytes()), ("hello", true, 0));
+        assert!(Rc::ptr_eq(&first.text.0, &list.0.texts[0].0));
+        drop((first, list));
+        assert_eq!(sizes(&lists), (0, 1));
+        let all = lists.text(&"x".repeat(MAX_BYTES - 2 * TEXT_OVERHEAD - 5));
+        let own = lists.text("other");
+        assert_eq!((&*own, own.own_bytes()), ("other", 5));
+        assert_eq!(lists.text("hello").own_bytes(), 0);
+        drop((second, all, own));
+        assert_eq!(sizes(&lists), (0, 0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The three hellos: the device's, the chat server's, and the reply to the device.
 
 use std::fmt;
+use std::ops::Deref;
 
 use data_encoding::HEXLOWER;
 
@@ -9,9 +10,9 @@ use crate::text;
 
 /// A device's hello, converted for the chat server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceHello {
+pub struct DeviceHello<T = Box<str>> {
     /// The device's hello with `transport` set to "websocket" and `version` to 2.
-    pub forwarded: Box<str>,
+    pub forwarded: T,
 }
 
 /// Parses a device's hello. A `version` other than 3 is refused; a missing one counts as 3.
@@ -52,7 +53,7 @@ impl fmt::Display for BadHello {
 
 impl std::error::Error for BadHello {}
 
-impl DeviceHello {
+impl<T: Deref<Target = str>> DeviceHello<T> {
     /// The hello for a chat server, with this version of the WebSocket protocol.
     pub fn for_server(&self, protocol_version: u8) -> String {
         let version = protocol_version.to_string();

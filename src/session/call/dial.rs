@@ -44,8 +44,9 @@ const DEFAULT_CLIENT_ID: &str = "default-client-id";
 
 impl Call {
     pub(in super::super) fn start(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
-        self.untried_servers =
+        let servers =
             cx.servers.dial_order(cx.config.servers_for(device.id), cx.config.websocket.order, cx.now);
+        self.untried_servers = Some(Box::new(servers));
         self.deadlines.set(CallTimer::HelloReply, self.started_at() + HELLO_REPLY_TIMEOUT);
         self.dial_next(device, cx)
     }
@@ -76,7 +77,8 @@ impl Call {
     }
 
     fn dial_next(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
-        let server = self.untried_servers.pop_front().ok_or(self.closing.unwrap_or(EndReason::NoServer))?;
+        let server = self.untried_servers.as_mut().and_then(|untried| untried.pop_front());
+        let server = server.ok_or(self.closing.unwrap_or(EndReason::NoServer))?;
         self.dial(server, false, device, cx);
         Ok(())
     }
@@ -143,7 +145,7 @@ impl Call {
         config: &Config,
     ) -> bool {
         if self.session_id.is_none() {
-            return !self.untried_servers.is_empty();
+            return self.untried_servers.as_ref().is_some_and(|untried| !untried.is_empty());
         }
         config.servers_for(device.id).iter().any(|other| other.url != server.url)
     }
@@ -212,7 +214,7 @@ impl Call {
         }
         let stage =
             if self.state == CallState::AwaitingHello { BackendStage::Hello } else { BackendStage::Connect };
-        self.untried_servers.clear();
+        self.untried_servers = None;
         self.on_server_failed(timeout_failure(stage, HELLO_REPLY_TIMEOUT), device, cx)
     }
 
@@ -388,7 +390,9 @@ impl Call {
     fn enter_backoff(&mut self, cx: &Context<'_>) -> Duration {
         self.deadlines.clear_server_timers();
         let was_live = self.state == CallState::Live;
-        let settled = was_live && cx.now.saturating_duration_since(self.live_since) >= BACKOFF_RESET_AFTER;
+        let settled = was_live
+            && cx.now.saturating_duration_since(self.deadlines.instant(self.live_since))
+                >= BACKOFF_RESET_AFTER;
         let mut outage = match self.outage.take() {
             Some(outage) if !settled => outage,
             _ => Box::new(Outage { lost_at: cx.now, attempts: 0, shown: false }),

@@ -42,7 +42,7 @@ impl Call {
         self.drop_held_audio(DropReason::NoPeer, cx);
         let answered = summary.answered;
         if let (Some(at), EndReason::DeviceLost | EndReason::NotResumed | EndReason::Replaced) =
-            (self.attachment.lost_at(), reason)
+            (self.attachment.lost_at().map(|at| self.deadlines.instant(at)), reason)
         {
             cx.log(LogEvent::NotResumed(cx.now.saturating_duration_since(at)));
         }
@@ -129,8 +129,9 @@ impl Call {
             let audio_params = audio_params.as_deref().unwrap_or(DEFAULT_AUDIO_PARAMS);
             cx.publish(hello_reply(credentials, id, Some(audio_params)));
         }
-        cx.publish(match self.last_words.take_if(|words| matches!(words, LastWords::Goodbye(_))) {
-            Some(LastWords::Goodbye(goodbye)) => goodbye,
+        let goodbye = self.last_words.take_if(|words| matches!(**words, LastWords::Goodbye(_)));
+        cx.publish(match goodbye.map(|words| *words) {
+            Some(LastWords::Goodbye(goodbye)) => goodbye.into_string(),
             _ => message::goodbye(Some(id)),
         });
     }

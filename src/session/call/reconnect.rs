@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::super::action::{EndReason, LogEvent};
 use super::super::context::Context;
-use super::super::deadlines::CallTimer;
+use super::super::deadlines::{CallTime, CallTimer};
 use super::super::queue::TextQueue;
 use super::{Call, CallResult};
 
@@ -45,13 +45,13 @@ pub(super) enum Attachment {
     /// The device is connected, and in the call.
     Attached,
     /// The connection was lost.
-    Lost { at: Instant, device: AtLoss },
+    Lost { at: CallTime, device: AtLoss },
     /// The device has reconnected, and has not shown yet that it is in the call.
-    Unproven { lost_at: Instant, back_at: Instant, device: AtLoss },
+    Unproven { lost_at: CallTime, back_at: CallTime, device: AtLoss },
 }
 
 impl Attachment {
-    pub(super) fn lost_at(self) -> Option<Instant> {
+    pub(super) fn lost_at(self) -> Option<CallTime> {
         match self {
             Self::Attached => None,
             Self::Lost { at, .. } | Self::Unproven { lost_at: at, .. } => Some(at),
@@ -64,6 +64,7 @@ impl Call {
     /// call.
     pub(in super::super) fn on_device_lost(&mut self, now: Instant) -> (Instant, AtLoss) {
         self.media.quality.on_listen_end(self.is_listening && !self.heard_since_listen, now);
+        let now = self.deadlines.time(now);
         let (at, device) = match self.attachment {
             Attachment::Attached if self.session_id.is_none() => (now, AtLoss::AwaitingReply),
             Attachment::Attached if self.tts_active => (now, AtLoss::Speaking),
@@ -75,12 +76,13 @@ impl Call {
         self.attachment = Attachment::Lost { at, device };
         self.deadlines.clear(CallTimer::Reattach);
         self.pending_device_text.get_or_insert_with(TextQueue::default);
-        (at, device)
+        (self.deadlines.instant(at), device)
     }
 
     /// Until when the call is kept for the device to reconnect: longer while its datagrams arrive.
     pub(in super::super) fn kept_until(&self, grace: Duration) -> Option<Instant> {
         let Attachment::Lost { at, .. } = self.attachment else { return None };
+        let at = self.deadlines.instant(at);
         Some((self.media.last_accepted().max(at) + grace).min(at + LOST_MAX.max(grace)))
     }
 
@@ -94,7 +96,8 @@ impl Call {
         if last > at && cx.now.saturating_duration_since(last) <= DATAGRAM_IS_PROOF {
             return self.attach(at, cx);
         }
-        self.attachment = Attachment::Unproven { lost_at: at, back_at: cx.now, device };
+        let (lost_at, back_at) = (self.deadlines.time(at), self.deadlines.time(cx.now));
+        self.attachment = Attachment::Unproven { lost_at, back_at, device };
         if device == AtLoss::Speaking {
             self.send_pending_texts(cx);
         }
@@ -125,7 +128,7 @@ impl Call {
     /// The device has shown that it is in this call.
     pub(super) fn on_proof(&mut self, cx: &mut Context<'_>) -> CallResult {
         match self.attachment {
-            Attachment::Unproven { lost_at, .. } => self.attach(lost_at, cx),
+            Attachment::Unproven { lost_at, .. } => self.attach(self.deadlines.instant(lost_at), cx),
             _ => Ok(()),
         }
     }
@@ -149,6 +152,7 @@ impl Call {
     /// The device has been back for a while, and has not shown that it is in the call.
     pub(super) fn on_reattach_timeout(&mut self, cx: &mut Context<'_>) -> CallResult {
         let Attachment::Unproven { lost_at, back_at, device } = self.attachment else { return Ok(()) };
+        let (lost_at, back_at) = (self.deadlines.instant(lost_at), self.deadlines.instant(back_at));
         if device == AtLoss::AwaitingReply && self.device_has_given_up(cx.now) {
             return Err(EndReason::DeviceLost);
         }

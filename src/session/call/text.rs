@@ -1,6 +1,5 @@
 //! Text in both directions: hellos, queued texts, and the translation of session ids.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::super::action::{
@@ -21,9 +20,9 @@ impl Call {
             return Err(EndReason::NoServer);
         }
         self.state = CallState::Live;
-        self.live_since = cx.now;
+        self.live_since = self.deadlines.time(cx.now);
         self.server_last_seen = cx.now;
-        self.untried_servers = VecDeque::new();
+        self.untried_servers = None;
         self.set_server_session_id(hello.session_id);
         let frame_ms = hello.audio_params.as_deref().and_then(message::frame_duration_ms);
         self.playout.set_frame_ms(frame_ms.or_else(|| self.hello.frame_duration_ms()));
@@ -165,7 +164,7 @@ impl Call {
             }
             ("goodbye", CallState::Live) => {
                 let goodbye = message::with_session_id(text, self.session_id()).into_owned();
-                self.last_words = Some(LastWords::Goodbye(goodbye));
+                self.last_words = Some(Box::new(LastWords::Goodbye(goodbye.into())));
                 self.end_after_playout(EndReason::ServerClosed, cx)
             }
             (kind, CallState::AwaitingHello) => {

@@ -150,6 +150,7 @@ impl Core {
             (true, _) => Some(EndReason::HelloLimit),
             (false, allowed) => (!allowed).then_some(EndReason::Refused),
         };
+        let hello = message::DeviceHello { forwarded: cx.tool_lists.text(&hello.forwarded) };
         let call = self.call.insert(Box::new(Call::new(hello, credentials, self.ip, cx.now)));
         call.device_may_be_speaking = may_be_speaking;
         match (refused, replaced) {
