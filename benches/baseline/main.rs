@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench baseline                          every figure, about ten minutes
 //! cargo bench --bench baseline -- --only audio,curve    some of them
+//! cargo bench --bench baseline -- --compare HEAD~5      with another revision, which it builds
 //! cargo bench --bench baseline -- --quick               a short run that only shows that it works
 //! ```
 #![allow(clippy::print_stdout)] // A report is what it is for.

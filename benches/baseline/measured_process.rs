@@ -2,9 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
 
@@ -23,8 +24,27 @@ const CORES: [usize; 2] = [0, 1];
 pub(crate) enum Subject {
     /// With the microseconds that it waits before each poll.
     Baseline(u32),
+    /// With the most microseconds between two polls, if it gathers packets by the gateway's rule.
+    GatheringBaseline(u32),
+    /// Another revision of the gateway, with its `udp.coalesce_max_us`.
+    Revision(u32),
     /// With its `udp.coalesce_max_us`.
     Gateway(u32),
+}
+
+/// The program of [`Subject::Revision`].
+pub(crate) static REVISION: OnceLock<PathBuf> = OnceLock::new();
+
+impl Subject {
+    /// What it is compared with: the first of these that is measured.
+    pub(crate) fn references(self) -> [Self; 3] {
+        match self {
+            Self::Gateway(0) | Self::Revision(0) => [Self::Revision(0), Self::Baseline(0), Self::Baseline(0)],
+            Self::Gateway(most) => [Self::Revision(most), Self::GatheringBaseline(most), Self::Baseline(0)],
+            Self::Revision(most) => [Self::GatheringBaseline(most), Self::Baseline(0), Self::Baseline(0)],
+            Self::Baseline(_) | Self::GatheringBaseline(_) => [Self::Baseline(0); 3],
+        }
+    }
 }
 
 impl fmt::Display for Subject {
@@ -32,6 +52,8 @@ impl fmt::Display for Subject {
         match self {
             Self::Baseline(0) => write!(f, "baseline"),
             Self::Baseline(wait) => write!(f, "baseline, waiting {wait} us"),
+            Self::GatheringBaseline(most) => write!(f, "baseline, gathering {most} us"),
+            Self::Revision(most) => write!(f, "other revision, coalescing {most} us"),
             Self::Gateway(0) => write!(f, "gateway, not coalescing"),
             Self::Gateway(most) => write!(f, "gateway, coalescing {most} us"),
         }
@@ -46,8 +68,12 @@ impl FromStr for Subject {
         let wait = wait.parse().map_err(|_| format!("{wait:?} is no number of microseconds"))?;
         match kind {
             "baseline" => Ok(Self::Baseline(wait)),
+            "gathering" => Ok(Self::GatheringBaseline(wait)),
+            "revision" if REVISION.get().is_some() => Ok(Self::Revision(wait)),
             "gateway" => Ok(Self::Gateway(wait)),
-            _ => Err(format!("{text:?} is neither baseline:N nor gateway:N")),
+            _ => Err(format!(
+                "{text:?} is neither baseline:N, gathering:N nor gateway:N, nor with --compare revision:N"
+            )),
         }
     }
 }
@@ -75,24 +101,22 @@ impl MeasuredProcess {
         let folder = std::env::temp_dir().join(format!("baseline-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let mut command = match subject {
-            Subject::Baseline(wait) => {
+            Subject::Baseline(time) | Subject::GatheringBaseline(time) => {
+                let (wait, gather) = if let Subject::Baseline(_) = subject { (time, 0) } else { (0, time) };
+                let ports = [mqtt.to_string(), udp.to_string(), chat.to_string()];
                 let mut command = Command::new(std::env::current_exe()?);
-                command.args([
-                    "relay",
-                    &mqtt.to_string(),
-                    &udp.to_string(),
-                    &chat.to_string(),
-                    &wait.to_string(),
-                ]);
+                command.arg("relay").args(ports).args([wait.to_string(), gather.to_string()]);
                 command
             }
-            Subject::Gateway(coalesce) => {
+            Subject::Gateway(coalesce) | Subject::Revision(coalesce) => {
                 let config = folder.join("gateway.json");
                 let text = format!(
                     r#"{{"mqtt":{{"host":"127.0.0.1","port":{mqtt},"max_connections":30000,"signature_key":"{KEY}"}},"udp":{{"host":"127.0.0.1","port":{udp},"coalesce_max_us":{coalesce}}},"websocket":{{"production_servers":["ws://{chat}/"]}},"logging":{{"level":"warn"}},"api":{{"host":"127.0.0.1","port":{api},"metrics_need_token":false}}}}"#
                 );
                 fs::write(&config, text)?;
-                let mut command = Command::new(env!("CARGO_BIN_EXE_mqtt-websocket-proxy"));
+                let this = Path::new(env!("CARGO_BIN_EXE_mqtt-websocket-proxy"));
+                let other = REVISION.get().filter(|_| matches!(subject, Subject::Revision(_)));
+                let mut command = Command::new(other.map_or(this, PathBuf::as_path));
                 command.arg("--config").arg(config);
                 command
             }
@@ -136,6 +160,14 @@ impl MeasuredProcess {
     /// The processor time of all its threads so far, in microseconds: the first number of schedstat is nanoseconds.
     pub(crate) fn cpu_us(&self) -> f64 {
         cpu_time(self.child.id(), None).map_or(f64::NAN, |time| time.as_nanos() as f64 / 1000.0)
+    }
+
+    /// The part of it outside the system, in microseconds, of which it has ten thousand: field 14 of proc_pid_stat(5).
+    pub(crate) fn user_us(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        let behind_name = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
+        let ticks = behind_name.split_whitespace().nth(11).and_then(|ticks| ticks.parse::<f64>().ok());
+        ticks.map_or(f64::NAN, |ticks| ticks * 1e4)
     }
 
     pub(crate) fn memory(&self) -> Outcome<ProcessMemory> {

@@ -7,11 +7,12 @@ use std::io::{self, IoSliceMut, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
 use mio::net::{TcpListener, TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Token};
+use mqtt_websocket_proxy::net::event_loop::coalesce::Coalescer;
 use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER_LEN, UdpHeader};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg};
 
@@ -29,19 +30,20 @@ const FRAME_HEADER_LEN: usize = 8;
 const UPGRADE_REQUEST: &str = "GET / HTTP/1.1\r\nHost: chat\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
-/// The program: `relay MQTT UDP CHAT WAIT`, two ports, an address and microseconds.
+/// The program: `relay MQTT UDP CHAT WAIT GATHER`, two ports, an address, and microseconds: of its wait before each poll, and at most
+/// between two polls when it gathers packets by the gateway's own rule.
 pub(crate) fn main(args: &[String]) -> Result<(), Box<dyn Error>> {
-    let [mqtt, udp, chat, wait] = args else { return Err("relay MQTT UDP CHAT WAIT".into()) };
+    let [mqtt, udp, chat, wait, gather] = args else { return Err("relay MQTT UDP CHAT WAIT GATHER".into()) };
     let here =
         |port: &str| -> Result<SocketAddr, Box<dyn Error>> { Ok(([127, 0, 0, 1], port.parse()?).into()) };
     let mut relay = Relay::bind(here(mqtt)?, here(udp)?, chat.parse()?)?;
-    let wait = Duration::from_micros(wait.parse()?);
+    let [wait, gather] = [Duration::from_micros(wait.parse()?), Duration::from_micros(gather.parse()?)];
     let mut events = Events::with_capacity(1024);
     loop {
         if !wait.is_zero() {
             thread::sleep(wait);
         }
-        relay.poll.poll(&mut events, None)?;
+        relay.poll_events(&mut events, gather)?;
         for event in &events {
             relay.dispatch(event.token())?;
         }
@@ -58,6 +60,8 @@ struct Relay {
     headers: MultiHeaders<SockaddrIn>,
     datagrams: Vec<u8>,
     scratch: Vec<u8>,
+    coalescer: Coalescer,
+    last_poll: Instant,
     /// Indexed by ssrc.
     devices: Vec<Option<Device>>,
 }
@@ -101,8 +105,30 @@ impl Relay {
             headers: MultiHeaders::preallocate(BATCH, None),
             datagrams: vec![0; BATCH * DATAGRAM_BUFFER_LEN],
             scratch: vec![0; 64 * 1024],
+            coalescer: Coalescer::new(Instant::now()),
+            last_poll: Instant::now(),
             devices: Vec::new(),
         })
+    }
+
+    /// As the gateway does, when `gather` is not zero.
+    fn poll_events(&mut self, events: &mut Events, gather: Duration) -> io::Result<()> {
+        if !gather.is_zero() {
+            if let Some(pause) = self.coalescer.pause(gather, self.last_poll, Instant::now()) {
+                if pause.poll_first {
+                    self.poll.poll(events, Some(Duration::ZERO))?;
+                    if !events.is_empty() {
+                        self.last_poll = Instant::now();
+                        return Ok(());
+                    }
+                }
+                thread::sleep(pause.time);
+            }
+            self.poll.poll(events, None)?;
+            self.last_poll = Instant::now();
+            return Ok(());
+        }
+        self.poll.poll(events, None)
     }
 
     fn dispatch(&mut self, token: Token) -> io::Result<()> {
@@ -189,6 +215,7 @@ impl Relay {
                 else {
                     continue;
                 };
+                self.coalescer.count_uplink();
                 call.peer = from.map(SocketAddr::from);
                 self.cipher.apply(&header.to_bytes(), &mut room[FRAME_HEADER_LEN + HEADER_LEN..]);
                 room[FRAME_HEADER_LEN..FRAME_HEADER_LEN + HEADER_LEN]
@@ -245,6 +272,7 @@ impl Relay {
                     }
                     2 if this.len() > start + HEADER_LEN => {
                         let Some(peer) = call.peer else { break };
+                        self.coalescer.count_downlink();
                         call.sequence += 1;
                         let [.., t0, t1, t2, t3, _, _, _, _] = this[..start + HEADER_LEN] else { break };
                         let header = UdpHeader {

@@ -15,7 +15,8 @@ impl Report {
         }
     }
 
-    /// One row per figure, one column per subject, and the ratio of each to the first.
+    /// One row per figure, one column per subject, and the ratio of each to what it is compared with; behind it the lowest and the
+    /// highest ratio of any round, which says how much is noise.
     pub(crate) fn print(&self, title: &str, figures: &[&str]) {
         let mut subjects: Vec<Subject> = Vec::new();
         for (figure, subject, _) in &self.0 {
@@ -33,25 +34,33 @@ impl Report {
         );
         println!("| --- |{}", " --- |".repeat(subjects.len()));
         for figure in figures {
-            let values: Vec<_> = subjects.iter().map(|subject| self.median(figure, *subject)).collect();
-            if values.iter().all(Option::is_none) {
-                continue;
+            if subjects.iter().any(|subject| self.values(figure, *subject).is_some()) {
+                let cells = subjects.iter().map(|subject| format!(" {} |", self.cell(figure, *subject)));
+                println!("| {figure} |{}", cells.collect::<String>());
             }
-            let first = values[0];
-            let cells = values.iter().enumerate().map(|(i, value)| match (value, first) {
-                (None, _) => " |".to_owned(),
-                (Some(value), Some(first)) if i > 0 && first != 0.0 => {
-                    format!(" {} ({:.2}) |", format_value(*value), value / first)
-                }
-                (Some(value), _) => format!(" {} |", format_value(*value)),
-            });
-            println!("| {figure} |{}", cells.collect::<String>());
         }
     }
 
-    fn median(&self, figure: &str, subject: Subject) -> Option<f64> {
+    fn cell(&self, figure: &str, subject: Subject) -> String {
+        let Some(values) = self.values(figure, subject) else { return String::new() };
+        let median = percentile(&mut values.to_vec(), 0.5);
+        let reference = subject.references().into_iter().find_map(|other| self.values(figure, other));
+        let Some(reference) = reference.filter(|reference| !std::ptr::eq(*reference, values)) else {
+            return format_value(median);
+        };
+        let ratio = median / percentile(&mut reference.to_vec(), 0.5);
+        let mut ratios: Vec<_> = values.iter().zip(reference).map(|(value, other)| value / other).collect();
+        let [lowest, highest] = [0.0, 1.0].map(|share| percentile(&mut ratios, share));
+        match (ratio.is_finite(), ratios.len()) {
+            (false, _) => format_value(median),
+            (true, 1) => format!("{} ({ratio:.2})", format_value(median)),
+            (true, _) => format!("{} ({ratio:.2}: {lowest:.2} to {highest:.2})", format_value(median)),
+        }
+    }
+
+    fn values(&self, figure: &str, subject: Subject) -> Option<&[f64]> {
         let (.., values) = self.0.iter().find(|(known, of, _)| (*known, *of) == (figure, subject))?;
-        Some(percentile(&mut values.clone(), 0.5))
+        Some(values)
     }
 }
 

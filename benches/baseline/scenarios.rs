@@ -1,9 +1,11 @@
 //! The measured scenarios.
 
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::load::{Load, Outcome};
-use super::measured_process::{MeasuredProcess, Subject};
+use super::measured_process::{MeasuredProcess, REVISION, Subject};
 use super::report::{Report, percentile};
 
 const HELP: &str = "\
@@ -13,11 +15,13 @@ Usage: cargo bench --bench baseline -- [options]
 
   --rounds N       medians of so many rounds (default: 5)
   --only LIST      some of: audio, scale, saturation, flat, curve, storm, flood
-  --subjects LIST  instead of baseline:0,gateway:0,gateway:1000; the number is the longest wait in microseconds
+  --subjects LIST  instead of baseline:0,gathering:1000,gateway:0,gateway:1000: the baseline, the same gathering packets by the
+                   gateway's rule, the gateway; the number is the longest wait in microseconds
+  --compare REV    builds another revision of this repository too, and compares with it: revision:1000,gateway:1000
   --quick          one short round with small numbers: whether it runs at all";
 
-const BASELINE: Subject = Subject::Baseline(0);
-const COALESCING: Subject = Subject::Gateway(1000);
+const SUBJECTS: &str = "baseline:0,gathering:1000,gateway:0,gateway:1000";
+const COMPARED_SUBJECTS: &str = "revision:1000,gateway:1000";
 const NOT_COALESCING: Subject = Subject::Gateway(0);
 /// Packets of one call per second.
 const PACKETS_PER_CALL_PER_SECOND: f64 = 1000.0 / 60.0;
@@ -45,14 +49,19 @@ pub(crate) fn main() -> Outcome<()> {
     let quick = !args.contains("--bench") || args.contains("--quick");
     let rounds = args.opt_value_from_str("--rounds")?.unwrap_or(if quick { 1 } else { 5 });
     let only = args.opt_value_from_str("--only")?.unwrap_or_else(|| ALL_SCENARIOS.to_owned());
-    let subjects: String = args.opt_value_from_str("--subjects")?.unwrap_or_default();
-    let subjects: Vec<_> =
-        subjects.split(',').filter(|text| !text.is_empty()).map(str::parse).collect::<Result<_, _>>()?;
-    let subjects = if subjects.is_empty() { vec![BASELINE, NOT_COALESCING, COALESCING] } else { subjects };
+    let revision: Option<String> = args.opt_value_from_str("--compare")?;
+    let subjects: Option<String> = args.opt_value_from_str("--subjects")?;
     let unknown = args.finish();
     if !unknown.is_empty() {
         return Err(format!("unknown arguments {unknown:?}; see --help").into());
     }
+    if let Some(revision) = &revision {
+        // Set only here.
+        let _ = REVISION.set(build_revision(revision)?);
+    }
+    let default = if revision.is_some() { COMPARED_SUBJECTS } else { SUBJECTS };
+    let subjects =
+        subjects.as_deref().unwrap_or(default).split(',').map(str::parse).collect::<Result<_, _>>()?;
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
     run(&Options { subjects, rounds, only, quick })
@@ -70,13 +79,13 @@ fn run(options: &Options) -> Outcome<()> {
             if wants("audio") {
                 audio(options, subject, &mut report)?;
             }
-            if wants("scale") && subject != Subject::Gateway(0) {
+            if wants("scale") && subject != NOT_COALESCING {
                 scale(options, subject, &mut report)?;
             }
-            if wants("saturation") && subject != Subject::Gateway(0) {
+            if wants("saturation") && subject != NOT_COALESCING {
                 saturation(options, subject, &mut report)?;
             }
-            if wants("flat") && subject != Subject::Gateway(0) {
+            if wants("flat") && subject != NOT_COALESCING {
                 calls_scaling(options, subject, &mut report)?;
             }
             if wants("storm") && subject != NOT_COALESCING {
@@ -97,6 +106,34 @@ fn run(options: &Options) -> Outcome<()> {
     report.print("limits", &SATURATION_FIGURES);
     report.print("disturbances", &DISTURBANCE_FIGURES);
     Ok(())
+}
+
+/// Builds another revision, and returns its program. Its source and what the compiler makes are kept in the build folder, for the
+/// next time.
+fn build_revision(revision: &str) -> Outcome<PathBuf> {
+    let run = |command: &mut Command| -> Outcome<String> {
+        let output = command.stderr(Stdio::inherit()).output()?;
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout)?.trim().to_owned()),
+            false => Err(format!("{command:?} failed").into()),
+        }
+    };
+    let mut git = Command::new("git");
+    git.args(["-C", env!("CARGO_MANIFEST_DIR")]);
+    let commit = run(git.args(["rev-parse", "--verify", &format!("{revision}^{{commit}}")]))?;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("revision");
+    let source = folder.join(&commit);
+    std::fs::create_dir_all(&source)?;
+    let archive = folder.join("source.tar");
+    let mut git = Command::new("git");
+    git.args(["-C", env!("CARGO_MANIFEST_DIR"), "archive", "-o"]).arg(&archive).arg(&commit);
+    run(&mut git)?;
+    run(Command::new("tar").arg("xf").arg(&archive).arg("-C").arg(&source))?;
+    eprintln!("building {commit}");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--release", "--locked", "--bin", "mqtt-websocket-proxy", "--target-dir"]);
+    run(cargo.arg(folder.join("target")).current_dir(&source))?;
+    Ok(folder.join("target/release/mqtt-websocket-proxy"))
 }
 
 /// A subject, and its load.
@@ -143,7 +180,7 @@ fn audio(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()
     }
     load.drain(Duration::from_millis(20))?;
     report.add(lost, subject, 100.0 * (1.0 - load.stats.downlink_packets as f64 / load.stats.sent as f64));
-    if matches!(subject, Subject::Gateway(_)) {
+    if matches!(subject, Subject::Gateway(_) | Subject::Revision(_)) {
         let iterations = target.iteration_histogram()?;
         let of =
             |limit: f64| iterations.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
@@ -239,7 +276,7 @@ fn scale(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()
 
 // ----- the most there is ----------------------------------------------------------------------------------------------
 
-const SATURATION_FIGURES: [&str; 7] = [
+const SATURATION_FIGURES: [&str; 10] = [
     "most uplink packets/s under 1 % loss",
     "CPU per packet there, us",
     "of a core there, %",
@@ -247,6 +284,9 @@ const SATURATION_FIGURES: [&str; 7] = [
     "CPU per packet, 100 calls, us",
     "CPU per packet, 9,000 calls, us",
     "9,000 calls to 100",
+    "of it outside the system, 100 calls, us",
+    "of it outside the system, 9,000 calls, us",
+    "9,000 calls to 100, outside the system",
 ];
 
 /// The highest uplink rate, 500 calls.
@@ -285,7 +325,7 @@ fn saturation(options: &Options, subject: Subject, report: &mut Report) -> Outco
     report.add(SATURATION_FIGURES[0], subject, best.0);
     report.add(SATURATION_FIGURES[1], subject, best.1);
     report.add(SATURATION_FIGURES[2], subject, best.2);
-    if matches!(subject, Subject::Gateway(_)) {
+    if matches!(subject, Subject::Gateway(_) | Subject::Revision(_)) {
         let iterations = target.iteration_histogram()?;
         let of =
             |limit: f64| iterations.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
@@ -298,17 +338,22 @@ fn saturation(options: &Options, subject: Subject, report: &mut Report) -> Outco
 fn calls_scaling(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let (few, many, rate) = if options.quick { (10, 100, 2000.0) } else { (100, 9000, 30_000.0) };
     let (target, mut load) = start(subject)?;
-    let time = Duration::from_millis(if options.quick { 200 } else { 2000 });
-    let mut cost = [0.0; 2];
-    for (cost, calls) in cost.iter_mut().zip([few, many]) {
+    // Long, since the system counts time outside of it in hundredths of a second.
+    let time = Duration::from_millis(if options.quick { 200 } else { 6000 });
+    let (mut cost, mut user) = ([0.0; 2], [0.0; 2]);
+    for ((cost, user), calls) in cost.iter_mut().zip(&mut user).zip([few, many]) {
         load.connect(calls, CONCURRENT_CONNECTS)?;
         load.start_calls(calls, CONCURRENT_CALL_SETUPS)?;
         load.measure(calls, rate, time / 4)?;
+        let before = target.user_us();
         *cost = cpu_us_per_packet(&target, &mut load, calls, rate, time)?;
+        *user = (target.user_us() - before) / load.stats.sent as f64;
     }
-    report.add(SATURATION_FIGURES[4], subject, cost[0]);
-    report.add(SATURATION_FIGURES[5], subject, cost[1]);
-    report.add(SATURATION_FIGURES[6], subject, cost[1] / cost[0]);
+    for (place, [few, many]) in [(4, cost), (7, user)] {
+        report.add(SATURATION_FIGURES[place], subject, few);
+        report.add(SATURATION_FIGURES[place + 1], subject, many);
+        report.add(SATURATION_FIGURES[place + 2], subject, many / few);
+    }
     target.stop()
 }
 

@@ -16,7 +16,7 @@ const WINDOW: Duration = Duration::from_millis(20);
 
 /// Measures the packet rate, window by window.
 #[derive(Debug)]
-pub(crate) struct Coalescer {
+pub struct Coalescer {
     window_start: Instant,
     up: u32,
     down: u32,
@@ -28,36 +28,33 @@ pub(crate) struct Coalescer {
 
 /// A pause before the next poll.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Pause {
-    pub(crate) time: Duration,
+pub struct Pause {
+    /// How long.
+    pub time: Duration,
     /// Poll without waiting first, and pause only if there is nothing: a chat server may have answered at once, and its
     /// answer should not wait for a second pause.
-    pub(crate) poll_first: bool,
+    pub poll_first: bool,
 }
 
 impl Coalescer {
-    pub(crate) fn new(now: Instant) -> Self {
+    /// Without packets so far.
+    pub fn new(now: Instant) -> Self {
         Self { window_start: now, up: 0, down: 0, rate: 0, much_downlink: false }
     }
 
     /// Counts a packet from a device.
-    pub(crate) fn count_uplink(&mut self) {
+    pub fn count_uplink(&mut self) {
         self.up = self.up.saturating_add(1);
     }
 
     /// Counts a packet from a chat server.
-    pub(crate) fn count_downlink(&mut self) {
+    pub fn count_downlink(&mut self) {
         self.down = self.down.saturating_add(1);
     }
 
     /// The pause before the next poll. Polls are at most `max_interval` apart; the last one was at `last_poll`. None when
     /// there are few packets, or when this iteration took so long that enough have arrived.
-    pub(crate) fn pause(
-        &mut self,
-        max_interval: Duration,
-        last_poll: Instant,
-        now: Instant,
-    ) -> Option<Pause> {
+    pub fn pause(&mut self, max_interval: Duration, last_poll: Instant, now: Instant) -> Option<Pause> {
         let elapsed = now.saturating_duration_since(self.window_start);
         if elapsed >= WINDOW {
             let packets = self.up.saturating_add(self.down);

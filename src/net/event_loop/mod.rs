@@ -1,6 +1,6 @@
 //! Building blocks of the event loop: timers, the wake-up, the run queue, coalescing, tokens, streams.
 
-pub(crate) mod coalesce;
+pub mod coalesce;
 pub(crate) mod inherited;
 pub(crate) mod io;
 pub(crate) mod run_queue;
