@@ -197,6 +197,20 @@ impl Sessions {
         }
     }
 
+    /// How many sessions are on this list.
+    pub(crate) fn dirty_len(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Calls `visit` for those on the list that came behind so many others. They stay on it.
+    pub(crate) fn visit_dirty(&mut self, behind: usize, mut visit: impl FnMut(SessionId, &mut Session)) {
+        for id in self.dirty.iter().skip(behind) {
+            if let Some(session) = live(&mut self.slab, *id) {
+                visit(*id, session);
+            }
+        }
+    }
+
     /// Calls `flush` for each dirty session. Those for which it returns false stay on the list for the next iteration.
     pub(crate) fn flush_dirty(&mut self, mut flush: impl FnMut(&mut Self, SessionId) -> bool) {
         let mut dirty = mem::take(&mut self.dirty);
