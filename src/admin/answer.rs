@@ -16,6 +16,10 @@ use crate::proto::identity::Mac;
 pub enum Answer {
     /// A complete response.
     Response(Response),
+    /// The device that the request is about is not connected here. The response if it is connected nowhere.
+    NotHere(Response),
+    /// The device that is to be called is not connected here. The response if it is connected nowhere.
+    TargetNotHere(Response),
     /// The answer to a command that has timed out, for `GET /api/commands/results/{id}`.
     LateCommandResult(Response),
     /// `GET /metrics`.
@@ -55,7 +59,10 @@ impl Answer {
     /// The response to the client.
     pub fn into_response(self) -> Response {
         match self {
-            Self::Response(response) | Self::LateCommandResult(response) => response,
+            Self::Response(response)
+            | Self::NotHere(response)
+            | Self::TargetNotHere(response)
+            | Self::LateCommandResult(response) => response,
             Self::Metrics(families) => Response::text(CONTENT_TYPE, families.to_text()),
             Self::Sessions { page, .. } => json_response(&page),
             Self::DevicesStatus(all) => json_response(&all),

@@ -24,6 +24,7 @@ pub mod messages;
 pub mod notify;
 pub mod notify_files;
 pub mod params;
+pub mod passed_on;
 pub mod prometheus;
 pub mod recent_errors;
 pub mod response;

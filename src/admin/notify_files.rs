@@ -128,6 +128,11 @@ impl NotifyFiles {
         Some(file.bytes.clone())
     }
 
+    /// The file that this request brought.
+    pub fn of_request(&self, request_id: u64) -> Option<Arc<[u8]>> {
+        self.files.iter().find(|file| file.request_id == request_id).map(|file| file.bytes.clone())
+    }
+
     /// Forgets the file that this request brought: its device was not told of it.
     pub fn forget(&mut self, request_id: u64) {
         if let Some(index) = self.files.iter().position(|file| file.request_id == request_id) {

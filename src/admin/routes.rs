@@ -95,7 +95,24 @@ pub enum Scope {
     AllWorkers,
 }
 
+/// Which gateway of several can answer a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The one that is asked.
+    Asked,
+    /// The one that has the device.
+    Device,
+}
+
 impl Endpoint {
+    /// Which gateway of several can answer it.
+    pub fn reach(self) -> Reach {
+        match self.scope() {
+            Scope::DeviceWorker => Reach::Device,
+            Scope::AnyWorker | Scope::AllWorkers => Reach::Asked,
+        }
+    }
+
     /// Which worker can answer it.
     pub fn scope(self) -> Scope {
         match self {

@@ -21,6 +21,7 @@ mod core;
 mod device_commands;
 mod device_record;
 mod frame;
+mod kinds;
 mod link;
 mod name;
 mod outbox;
@@ -35,6 +36,7 @@ mod types;
 pub use call_records::WaitingCall;
 pub use connection_message::{ConnectionBody, ConnectionMessage};
 pub use core::{Cluster, Counters, Settings};
+pub use kinds::Kind;
 pub use link::{Action, Connection};
 pub use types::{
     ClusterState, FIRST_KIND, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer, SendError,

@@ -392,6 +392,11 @@ impl DeviceCallTable {
         }
     }
 
+    /// The outcome of a request of a caller that is connected nowhere.
+    pub fn absent_caller(caller: Mac, target: Mac) -> RequestOutcome {
+        if caller == target { TO_ITSELF } else { CALLER_IDLE }
+    }
+
     /// The outcome of a request for a device of a place that does not respond.
     pub fn refuse_lost_place(ticket: u64) -> DeviceCallEffect {
         request_answer(ticket, PLACE_LOST)

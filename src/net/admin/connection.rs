@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use crate::admin::answer::Answer;
 use crate::admin::body::Body;
 use crate::admin::error::MAX_HEAD_BYTES;
 use crate::admin::http::RequestHead;
-use crate::admin::routes::Endpoint;
+use crate::net::admin::request::{AdminRequest, Answers};
 use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::AdminId;
 use crate::net::event_loop::write_buffer::WriteBuffer;
@@ -70,12 +69,10 @@ pub(super) struct PartialRequest {
 
 /// A request whose answer a connection waits for.
 pub(crate) struct PendingRequest {
-    pub(crate) request_id: u64,
+    pub(crate) request: AdminRequest,
     pub(crate) keep_alive: bool,
     pub(crate) head_only: bool,
-    /// The answers of the workers so far; empty when there will be a single answer.
-    pub(crate) answers: Vec<Option<Answer>>,
-    pub(crate) endpoint: Endpoint,
+    pub(crate) answers: Answers,
     pub(crate) deadline: Instant,
 }
 

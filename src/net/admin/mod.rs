@@ -7,5 +7,6 @@ pub(crate) mod connection;
 mod event_streams;
 pub(crate) mod pending;
 mod proc_stats;
+pub(crate) mod request;
 pub(crate) mod server;
 mod tls;

@@ -449,7 +449,8 @@ impl AdminServer {
             }
             ConnectionState::Pending(pending) => {
                 let (keep_alive, head_only) = (pending.keep_alive, pending.head_only);
-                let late = ApiError::new(500, "timeout", "timeout").response(pending.endpoint.error_style());
+                let late =
+                    ApiError::new(500, "timeout", "timeout").response(pending.request.endpoint.error_style());
                 self.respond(id, &late, keep_alive, head_only, io);
                 true
             }
@@ -493,6 +494,7 @@ mod tests {
     use super::*;
     use crate::admin::routes::Endpoint;
     use crate::net::admin::connection::PendingRequest;
+    use crate::net::admin::request::{AdminRequest, Answers};
     use crate::net::mqtt::eviction::STALLED_AFTER;
 
     /// Accepts a connection of a new client, and returns its id.
@@ -566,11 +568,10 @@ mod tests {
             connection_mut(&mut server.connections, *id).unwrap().peer.set_ip(peer.parse().unwrap());
         }
         let pending = PendingRequest {
-            request_id: 1,
+            request: AdminRequest::new(1, Endpoint::Command, String::new(), String::new()),
             keep_alive: true,
             head_only: false,
-            answers: Vec::new(),
-            endpoint: Endpoint::Command,
+            answers: Answers::of_workers(0),
             deadline: io.now + Duration::from_secs(9),
         };
         for (id, state) in [

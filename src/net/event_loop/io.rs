@@ -63,6 +63,9 @@ pub(crate) enum TimerKind {
     /// A deadline of the connections to Redis.
     #[cfg(feature = "cluster")]
     Redis,
+    /// A request that other gateways are asked, or have asked, may have waited long enough.
+    #[cfg(feature = "cluster")]
+    FarRequest(u64),
     /// Say what a drain waits for, or end it.
     Drain,
     /// The grace period of the shutdown is over.

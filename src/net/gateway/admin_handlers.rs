@@ -14,10 +14,10 @@ use crate::admin::dto::{self, DeviceStatus, DisconnectRequest, McpCommand};
 use crate::admin::params::{BadParameter, Members, query_flag, query_number, query_value};
 use crate::admin::prometheus::MetricFamilies;
 use crate::admin::response::{JSON, Response};
-use crate::admin::routes::{Endpoint, MAX_DRAIN_SECONDS};
+use crate::admin::routes::{Endpoint, MAX_DRAIN_SECONDS, Reach};
 use crate::logger::{self, log_about};
 use crate::net::admin::collect::MetricSources;
-use crate::net::admin::pending::{AdminRequest, MAX_CURSOR, first_cursor, parse_page_query};
+use crate::net::admin::request::{AdminRequest, MAX_CURSOR, first_cursor, parse_page_query};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -26,7 +26,7 @@ use crate::net::sessions::session::Session;
 use crate::packed;
 use crate::proto::identity::ClientId;
 use crate::proto::message::{self, Reader};
-use crate::session::{CommandError, Delivery, LoginKey};
+use crate::session::{AcceptOutcome, CommandError, Delivery, DeviceCallTable, LoginKey};
 
 /// The message types that an operator may send to a device. Others are reserved for the gateway and the chat server.
 const MESSAGE_TYPES: [&str; 4] = ["alert", "system", "custom", "notify"];
@@ -34,6 +34,18 @@ const MESSAGE_TYPES: [&str; 4] = ["alert", "system", "custom", "notify"];
 impl Gateway {
     /// None: the answer follows later, by [`send_admin_response`](Self::send_admin_response).
     pub(super) fn handle_admin_request(&mut self, request: &AdminRequest) -> Option<Answer> {
+        let is_absent = request.endpoint.reach() == Reach::Device && !self.has_device_of(request);
+        let answer = self.answer_admin_request(request)?;
+        Some(match answer {
+            // Other errors are the client's, wherever the device is.
+            Answer::Response(response) if is_absent && !matches!(response.status, 400 | 422) => {
+                Answer::NotHere(response)
+            }
+            answer => answer,
+        })
+    }
+
+    fn answer_admin_request(&mut self, request: &AdminRequest) -> Option<Answer> {
         let AdminRequest { request_id, endpoint, client_id, query, body, .. } = request;
         Some(Answer::Response(match endpoint {
             Endpoint::Metrics => return Some(Answer::Metrics(self.collect_metrics())),
@@ -48,7 +60,7 @@ impl Gateway {
             }
             Endpoint::CommandResult => self.admin.command_results.response(client_id, self.io.now),
             Endpoint::CallRequest => {
-                return self.handle_call_request(*request_id, body).map(Answer::Response);
+                return self.handle_call_request(request).map(Answer::Response);
             }
             Endpoint::CallAccept => {
                 return self.handle_call_accept(*request_id, body).map(Answer::Response);
@@ -56,10 +68,7 @@ impl Gateway {
             Endpoint::CallHangUp => self.handle_call_hang_up(body),
             Endpoint::Message => self.handle_message(client_id, body),
             Endpoint::Messages => return self.handle_broadcast(*request_id, body),
-            Endpoint::Notify => {
-                self.handle_notify(request);
-                return None;
-            }
+            Endpoint::Notify => self.notify(request).unwrap_or_else(|refusal| refusal),
             Endpoint::NotifyState => self.admin.notify_files.response(client_id, self.io.now),
             Endpoint::Calls => self.handle_list_calls(query),
             Endpoint::Call => self.handle_show_call(client_id),
@@ -104,6 +113,16 @@ impl Gateway {
     pub(super) fn find_device(&self, name: &str) -> Option<SessionId> {
         let found = self.sessions.by_name(name)?;
         self.sessions.get(found).is_some_and(|session| session.core.is_present()).then_some(found)
+    }
+
+    /// Whether this worker has the device that the request is about.
+    fn has_device_of(&self, request: &AdminRequest) -> bool {
+        match request.endpoint {
+            Endpoint::CallRequest | Endpoint::CallAccept | Endpoint::CallHangUp => {
+                request.device_mac().is_some_and(|mac| self.sessions.by_mac(mac).next().is_some())
+            }
+            _ => self.find_device(&request.client_id).is_some(),
+        }
     }
 
     pub(super) fn client_id_of(&self, id: SessionId) -> &str {
@@ -190,9 +209,10 @@ impl Gateway {
         Answer::DevicesStatus(names.into_iter().map(|name| (name.clone(), status(&name))).collect())
     }
 
-    fn handle_call_request(&mut self, request_id: u64, body: &str) -> Option<Response> {
-        match dto::CallRequest::parse(body) {
-            Ok(request) => self.request_device_call(request_id, &request),
+    fn handle_call_request(&mut self, request: &AdminRequest) -> Option<Response> {
+        match dto::CallRequest::parse(&request.body) {
+            Ok(call) if !self.has_device_of(request) => return Some(refuse_absent_caller(&call)),
+            Ok(call) => self.request_device_call(request, &call),
             Err(error) => return Some(Response::json(400, dto::error_body(&error))),
         }
         None
@@ -200,6 +220,9 @@ impl Gateway {
 
     fn handle_call_accept(&mut self, request_id: u64, body: &str) -> Option<Response> {
         match dto::parse_call_mac(body) {
+            Ok(mac) if self.sessions.by_mac(mac).next().is_none() => {
+                return Some(Response::json(200, dto::call_accept_body(AcceptOutcome::NoIncomingCall, None)));
+            }
             Ok(mac) => self.accept_device_call(request_id, mac),
             Err(error) => return Some(Response::json(400, dto::error_body(&error))),
         }
@@ -470,6 +493,11 @@ pub(super) fn bad_json() -> Response {
 
 pub(super) fn bad_parameter(bad: &BadParameter) -> Response {
     Response::error(400, "bad_parameter", &format!("{bad}."))
+}
+
+fn refuse_absent_caller(call: &dto::CallRequest) -> Response {
+    let outcome = DeviceCallTable::absent_caller(call.caller, call.target);
+    Response::json(200, dto::call_request_body(outcome, None))
 }
 
 fn history_off() -> Response {

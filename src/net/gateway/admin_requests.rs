@@ -6,7 +6,7 @@ use crate::admin::http::{Method, RequestHead};
 use crate::admin::response::Response;
 use crate::admin::routes::{self, Endpoint, RouteMatch, Scope};
 use crate::net::admin::connection::{Progress, ReceivedRequest};
-use crate::net::admin::pending::{AdminRequest, AdminResponse};
+use crate::net::admin::request::{AdminRequest, AdminResponse};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::AdminId;
 use crate::net::gateway::Gateway;
@@ -53,41 +53,37 @@ impl Gateway {
         if endpoint == Endpoint::Events {
             return self.start_event_stream(id, head);
         }
-        let mut request = AdminRequest {
-            request_id: self.admin.next_request_id(id),
-            endpoint,
-            client_id,
-            query: head.query.clone(),
-            accepts_gzip: head.accepts_gzip,
-            body: String::new(),
-            sound: None,
-        };
+        let request_id = self.admin.next_request_id(id);
+        let mut request = AdminRequest::new(request_id, endpoint, client_id, head.query.clone());
+        request.accepts_gzip = head.accepts_gzip;
         if let Err(error) = self.take_body(&mut request, body) {
             return self.respond(id, head, &error.response(endpoint.error_style()));
         }
-        let (workers, owner) = match endpoint.scope() {
-            Scope::AllWorkers => (self.workers.len(), None),
-            Scope::AnyWorker => (0, None),
-            Scope::DeviceWorker => {
-                (0, request.device_mac().and_then(|mac| self.workers.other_worker_of(mac)))
-            }
-        };
+        let workers = self.workers_asked(endpoint);
         self.admin.wait_for_answer(id, head, &request, workers, &self.io);
-        if let Some(owner) = owner {
+        self.hand_to_workers(request);
+    }
+
+    /// How many workers answer such a request together; 0 for any one of them.
+    pub(super) fn workers_asked(&self, endpoint: Endpoint) -> usize {
+        if endpoint.scope() == Scope::AllWorkers { self.workers.len() } else { 0 }
+    }
+
+    /// Gives a request to the workers that answer it, this one or others.
+    pub(super) fn hand_to_workers(&mut self, request: AdminRequest) {
+        if request.endpoint.scope() == Scope::DeviceWorker
+            && let Some(owner) = request.device_mac().and_then(|mac| self.workers.other_worker_of(mac))
+        {
             return self.workers.send(owner, Command::AdminRequest(Box::new(request)));
         }
-        if workers > 0 {
+        if self.workers_asked(request.endpoint) > 0 {
             self.workers.broadcast(|| Command::AdminRequest(Box::new(request.clone())));
         }
-        match self.handle_admin_request(&request) {
-            Some(answer) if workers == 0 => self.respond(id, head, &answer.into_response()),
-            Some(answer) => self.send_admin_response(request.request_id, answer),
-            None => {}
-        }
+        self.run_admin_request(&request);
     }
 
     /// Adds the body to the request: text, or a sound for a device, which begins as no text in JSON does.
-    fn take_body(&mut self, request: &mut AdminRequest, body: Vec<u8>) -> Result<(), ApiError> {
+    pub(super) fn take_body(&mut self, request: &mut AdminRequest, body: Vec<u8>) -> Result<(), ApiError> {
         if request.endpoint == Endpoint::Notify && body.starts_with(CAPTURE_PATTERN) {
             return self.keep_sound(request, body);
         }
@@ -107,7 +103,7 @@ impl Gateway {
         self.admin.respond(id, response, head.keep_alive, head_only, &mut self.io);
     }
 
-    /// Handles a request that the leader has passed on.
+    /// Handles a request, which the leader has passed on if this is another worker.
     pub(super) fn run_admin_request(&mut self, request: &AdminRequest) {
         if let Some(answer) = self.handle_admin_request(request) {
             self.send_admin_response(request.request_id, answer);
@@ -117,8 +113,16 @@ impl Gateway {
     pub(super) fn send_admin_response(&mut self, request_id: u64, answer: Answer) {
         let response = AdminResponse { request_id, worker: self.workers.index(), answer };
         match self.workers.is_leader() {
-            true => self.admin.on_response(response, &mut self.io),
+            true => self.on_admin_response(response),
             false => self.workers.send(0, Command::AdminResponse(Box::new(response))),
+        }
+    }
+
+    /// A worker has answered.
+    pub(super) fn on_admin_response(&mut self, response: AdminResponse) {
+        let request_id = response.request_id;
+        if let Some(answer) = self.collect_answer(response) {
+            self.on_own_answer(request_id, answer);
         }
     }
 }

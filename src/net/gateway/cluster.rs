@@ -1,5 +1,6 @@
 //! The other gateways: what devices and Redis do, told to each other. The first worker has the connections to Redis.
 
+use std::collections::HashMap;
 use std::time::SystemTime;
 
 use getrandom::Error as RandomError;
@@ -8,11 +9,14 @@ use mio::event::Event;
 use sha2::{Digest, Sha256};
 
 use crate::admin::gateways::{ClusterDto, GatewayDto};
-use crate::cluster::{ClusterState, Connection, ConnectionMessage, GatewayId, Outcome, OwnInfo, WaitingCall};
+use crate::cluster::{
+    ClusterState, Connection, ConnectionMessage, GatewayId, Kind, Outcome, OwnInfo, WaitingCall,
+};
 use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{REDIS_COMMANDS, REDIS_SUBSCRIBER, SessionId};
 use crate::net::gateway::Gateway;
+use crate::net::gateway::far_requests::FarRequests;
 use crate::net::gateway::handle::Command;
 use crate::net::gateway::remote_calls::RemoteCalls;
 use crate::net::gateway::remote_devices::RemoteDevices;
@@ -33,6 +37,11 @@ pub(crate) struct ClusterPart {
     pub(crate) remote_devices: RemoteDevices,
     /// Why Redis cannot be used, in words; `None` while it can, and before that is known.
     unreachable: Option<String>,
+    /// Requests on their way to other gateways, and from them.
+    pub(crate) requests: FarRequests,
+    /// What it is for that Redis is asked where devices are, by token.
+    locating: HashMap<u64, LocateFor>,
+    last_token: u64,
     /// Lines about other gateways, which anybody may announce who can write to Redis.
     peer_log: LogLimiter<()>,
 }
@@ -45,9 +54,18 @@ impl Default for ClusterPart {
             remote_calls: RemoteCalls::default(),
             remote_devices: RemoteDevices::default(),
             unreachable: None,
+            requests: FarRequests::default(),
+            locating: HashMap::new(),
+            last_token: 0,
             peer_log: LogLimiter::new(10, std::time::Duration::from_secs(1)),
         }
     }
+}
+
+/// Why Redis is asked where a device is.
+pub(crate) enum LocateFor {
+    /// For the request with this id.
+    Request(u64),
 }
 
 /// What happens to a device, for the worker with the connections to Redis.
@@ -189,6 +207,7 @@ impl Gateway {
                     "cluster: {redis} cannot be used: {reason}; this gateway serves its own devices and keeps trying"
                 );
                 self.cluster.unreachable = Some(reason);
+                self.on_asked_redis_lost();
             }
             Outcome::Refused(text) => warn!("cluster: Redis refused a command: {text}"),
             Outcome::NameTaken { name, holder, instead } => {
@@ -207,6 +226,7 @@ impl Gateway {
             Outcome::PeerGone { id, name, why } => {
                 self.on_other_gateway_gone(id);
                 self.workers.broadcast(|| Command::OtherGatewayGone(id));
+                self.on_asked_gateway_gone(id);
                 if let (Some(name), Some(more)) = (name, self.cluster.peer_log.allows((), self.io.now)) {
                     info!("cluster: gateway {name} is gone: {why}{}", suppressed_suffix(more));
                 }
@@ -228,8 +248,29 @@ impl Gateway {
                     self.route_connection_message(from, message);
                 }
             }
-            // What is built on this: requests, and calls between gateways.
-            Outcome::Located { .. } | Outcome::Received { .. } => {}
+            Outcome::Located { token, location } => match self.cluster.locating.remove(&token) {
+                Some(LocateFor::Request(request_id)) => self.on_request_located(request_id, location),
+                None => {}
+            },
+            Outcome::Received { from, kind, id, payload } => self.on_frame(from, kind, id, &payload),
+        }
+    }
+
+    /// Asks Redis where a device is.
+    pub(super) fn locate(&mut self, mac: Mac, what: LocateFor) {
+        self.cluster.last_token += 1;
+        self.cluster.locating.insert(self.cluster.last_token, what);
+        self.cluster.client.locate(mac, self.cluster.last_token, &self.io);
+    }
+
+    /// Another gateway has sent something.
+    fn on_frame(&mut self, from: GatewayId, kind: u8, id: u64, payload: &[u8]) {
+        match Kind::from_number(kind) {
+            Some(Kind::Request) => self.on_far_request(from, id, payload),
+            Some(Kind::AnswerPart) => self.on_far_answer(from, id, payload, false),
+            Some(Kind::Answer) => self.on_far_answer(from, id, payload, true),
+            // Of a later version, or of nobody who belongs here.
+            Some(Kind::CallMessage | Kind::CallAudio | Kind::CallsLost) | None => {}
         }
     }
 

@@ -2,7 +2,9 @@
 
 use mio::event::Event;
 
+use crate::admin::answer::Answer;
 use crate::admin::gateways::{ClusterDto, GatewayDto};
+use crate::net::admin::request::AdminResponse;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::proto::identity::Mac;
@@ -53,6 +55,14 @@ impl Gateway {
 
     #[cfg(target_os = "linux")]
     pub(super) fn resign_from_cluster(&mut self) {}
+
+    pub(super) fn collect_answer(&mut self, response: AdminResponse) -> Option<Answer> {
+        self.admin.collect(response, &self.io)
+    }
+
+    pub(super) fn on_own_answer(&mut self, request_id: u64, answer: Answer) {
+        self.admin.finish(request_id, &answer.into_response(), &mut self.io);
+    }
 
     pub(super) fn leave_cluster(&mut self) {}
 

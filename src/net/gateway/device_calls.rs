@@ -8,6 +8,7 @@ use crate::admin::answer::Answer;
 use crate::admin::dto;
 use crate::admin::response::Response;
 use crate::logger::log_about;
+use crate::net::admin::request::AdminRequest;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -93,14 +94,15 @@ impl Gateway {
     // ----- requests of operators ----------------------------------------------------------------------------------
 
     /// The answer follows, at once if this worker serves both devices.
-    pub(super) fn request_device_call(&mut self, request_id: u64, request: &dto::CallRequest) {
-        let place = self.workers.other_worker_of(request.target).map_or(Place::Here, Place::Worker);
+    pub(super) fn request_device_call(&mut self, request: &AdminRequest, call: &dto::CallRequest) {
+        let request_id = request.request_id;
+        let place = self.workers.other_worker_of(call.target).map_or(Place::Here, Place::Worker);
         if let Place::Worker(worker) = place
             && self.relay.is_lost(worker)
         {
             return self.apply_effects(vec![DeviceCallTable::refuse_lost_place(request_id)]);
         }
-        let dto::CallRequest { caller, target, nickname } = request;
+        let dto::CallRequest { caller, target, nickname } = call;
         let request = CallRequest { caller: *caller, target: *target, place, nickname };
         self.change_device_calls(|table, cx| table.request(request, request_id, cx));
     }
@@ -222,7 +224,10 @@ impl Gateway {
             }
             CallAnswer::Accept(outcome) => dto::call_accept_body(outcome, note),
         };
-        self.send_admin_response(request_id, Answer::Response(Response::json(200, body)));
+        let response = Response::json(200, body);
+        let is_offline = matches!(answer, CallAnswer::Request(RequestOutcome::Offline));
+        let answer = if is_offline { Answer::TargetNotHere(response) } else { Answer::Response(response) };
+        self.send_admin_response(request_id, answer);
     }
 
     /// Returns why stock firmware will not play the sound of this call, unless it will.

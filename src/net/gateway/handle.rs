@@ -17,7 +17,7 @@ use crate::admin::event::Event;
 #[cfg(feature = "cluster")]
 use crate::cluster::{ConnectionMessage, GatewayId};
 use crate::config::{Config, Source};
-use crate::net::admin::pending::{AdminRequest, AdminResponse};
+use crate::net::admin::request::{AdminRequest, AdminResponse};
 use crate::net::error::BindError;
 use crate::net::gateway::Gateway;
 #[cfg(feature = "cluster")]

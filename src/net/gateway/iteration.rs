@@ -241,7 +241,7 @@ impl Gateway {
                 Command::StartDials => self.io.run_queue.push(Task::StartDials),
                 Command::Relay { from, batch } => self.on_relay(from, *batch),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
-                Command::AdminResponse(response) => self.admin.on_response(*response, &mut self.io),
+                Command::AdminResponse(response) => self.on_admin_response(*response),
                 Command::ServersUnwell(unwell, changes) => {
                     for change in changes {
                         let failed = change.kind == EventKind::ServerFailed;
@@ -307,6 +307,8 @@ impl Gateway {
                 TimerKind::AwaitOtherGateway(id) => self.stop_holding(id),
                 #[cfg(feature = "cluster")]
                 TimerKind::Redis => self.on_redis_timer(tick),
+                #[cfg(feature = "cluster")]
+                TimerKind::FarRequest(request_id) => self.on_far_request_timer(request_id),
                 TimerKind::Drain => self.on_drain_timer(),
                 TimerKind::Stop => {}
             }

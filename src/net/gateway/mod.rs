@@ -18,6 +18,8 @@ pub(crate) mod device_events;
 mod device_log;
 mod drain;
 mod events;
+#[cfg(feature = "cluster")]
+pub(crate) mod far_requests;
 pub mod fd_limit;
 pub(crate) mod handle;
 pub(crate) mod iteration;

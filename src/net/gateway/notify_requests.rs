@@ -8,7 +8,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
-use crate::admin::answer::Answer;
 use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::http::{Method, RequestHead};
 use crate::admin::notify::NotifyRequest;
@@ -16,7 +15,7 @@ use crate::admin::notify_files::{FETCH_WAIT, NewFile};
 use crate::admin::params::Members;
 use crate::admin::response::Response;
 use crate::admin::routes::Endpoint;
-use crate::net::admin::pending::{AdminRequest, KeptSound};
+use crate::net::admin::request::{AdminRequest, KeptSound};
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::token::OtaId;
 use crate::net::gateway::Gateway;
@@ -68,14 +67,11 @@ impl Gateway {
         Ok(())
     }
 
-    /// Sends the device its message. The answer always goes through the pending request, which forgets the sound of a device that
-    /// was not told of it.
-    pub(super) fn handle_notify(&mut self, request: &AdminRequest) {
-        let response = self.notify(request).unwrap_or_else(|refusal| refusal);
-        self.send_admin_response(request.request_id, Answer::Response(response));
-    }
-
-    fn notify(&mut self, request: &AdminRequest) -> Result<Response, Response> {
+    /// Sends the device its message.
+    ///
+    /// # Errors
+    /// The response that says why not.
+    pub(super) fn notify(&mut self, request: &AdminRequest) -> Result<Response, Response> {
         let wanted = match &request.sound {
             Some(_) => NotifyRequest::parse_query(&request.query),
             None => {
@@ -122,16 +118,9 @@ impl Gateway {
     /// Sends the text to the devices that have not fetched their sound in time.
     pub(super) fn on_notify_timer(&mut self) {
         for (client_id, body) in self.admin.notify_files.take_fallbacks(self.io.now) {
-            let (query, sound) = (String::new(), None);
-            let request = AdminRequest {
-                request_id: NOBODY,
-                endpoint: Endpoint::Message,
-                client_id,
-                query,
-                accepts_gzip: false,
-                body,
-                sound,
-            };
+            let query = String::new();
+            let request =
+                AdminRequest { body, ..AdminRequest::new(NOBODY, Endpoint::Message, client_id, query) };
             match request.device_mac().and_then(|mac| self.workers.other_worker_of(mac)) {
                 Some(owner) => self.workers.send(owner, Command::AdminRequest(Box::new(request))),
                 None => _ = self.handle_admin_request(&request),
