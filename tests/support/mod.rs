@@ -33,6 +33,7 @@ pub mod parallel;
 pub mod process;
 pub mod real_time;
 pub mod redis;
+pub mod service;
 pub mod tls;
 
 /// The time limit for anything that should happen: only what hangs takes as long, also on a slow and busy machine.

@@ -128,6 +128,16 @@ impl RedisServer {
         }
     }
 
+    /// Publishes bytes on a channel.
+    pub fn publish(&self, channel: &str, bytes: &[u8]) {
+        let mut tcp = TcpStream::connect(self.addr()).unwrap();
+        tcp.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let command =
+            format!("*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n", channel.len(), bytes.len());
+        tcp.write_all(&[command.as_bytes(), bytes, b"\r\n"].concat()).unwrap();
+        assert_eq!(tcp.read(&mut [0]).unwrap(), 1);
+    }
+
     /// Waits until the reply to a command is as wanted, and returns it.
     pub fn wait_for(&self, parts: &[&str], wanted: impl Fn(&str) -> bool) -> String {
         let end = Instant::now() + TIMEOUT;

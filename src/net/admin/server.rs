@@ -99,11 +99,10 @@ impl AdminServer {
             scratch: vec![0; READ_SIZE].into_boxed_slice(),
             connections: Slab::new(),
             epoch: 0,
-            // A result's id from before a restart is not used again soon.
-            last_request_id: SystemTime::now()
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_secs() as u32,
+            // Random, so that a result's id is neither used again soon after a restart, nor by another gateway. The time will do.
+            last_request_id: getrandom::u32().unwrap_or_else(|_| {
+                SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as u32
+            }),
             time_zone: local_time_zone(),
             recent_errors: Arc::default(),
             command_results: CommandResults::default(),

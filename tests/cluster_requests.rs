@@ -1,0 +1,189 @@
+//! Requests of the management API about devices of other gateways: several processes and a real Redis.
+//!
+//! Needs redis-server (`./setup.sh test` installs it); without it each test prints a line and passes.
+
+#![cfg(all(feature = "cluster", unix))]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::thread;
+
+use serde_json::{Value, json};
+use support::device::Device;
+use support::http::http_call;
+use support::redis::is_installed;
+use support::service::{Gateway, Service, TOKEN};
+
+/// A device answers the command that it gets.
+fn answer_command(device: &mut Device, text: &str) {
+    let asked = device.json();
+    let id = &asked["payload"]["id"];
+    assert!(id.is_u64(), "{asked}");
+    let result = json!({"content": [{"type": "text", "text": text}], "isError": false});
+    let payload = json!({"jsonrpc": "2.0", "id": id, "result": result});
+    device.send_text(&json!({"type": "mcp", "payload": payload}).to_string());
+}
+
+fn command() -> Value {
+    json!({"type": "mcp", "payload": {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "a", "arguments": {}}}})
+}
+
+/// Members that are not the same a moment later.
+fn without_times(mut session: Value) -> Value {
+    let object = session.as_object_mut().unwrap();
+    object.retain(|key, _| !key.to_lowercase().contains("seconds") && !key.to_lowercase().contains("age"));
+    session
+}
+
+#[test]
+fn any_gateway_answers_for_every_device_with_one_worker_and_with_several() {
+    if !is_installed() {
+        return;
+    }
+    for workers in [1, 3] {
+        let service = Service::start(&["one", "two"], |config| config["workers"] = json!(workers));
+        let [one, two] = &service.gateways[..] else { panic!() };
+        for number in 1..4 {
+            let mut device = service.device(1, number);
+            let name = device.client_id.clone();
+            let (status, shown) = one.get(&format!("/api/sessions/{name}"));
+            assert_eq!((status, &shown["clientId"]), (200, &json!(name)), "{shown}");
+            let (_, at_owner) = two.get(&format!("/api/sessions/{name}"));
+            assert_eq!(without_times(shown), without_times(at_owner));
+            // By its MAC.
+            let message = json!({"type": "alert", "status": "a", "message": "b", "emotion": "c"});
+            let sent = one.post(&format!("/api/messages/{}", device.mac), &message);
+            assert_eq!(sent, (200, json!({"clientId": name, "delivery": "sent"})));
+            assert_eq!(device.json()["message"], "b");
+            let (status, said) = one.post(&format!("/api/notify/{name}"), &json!({"text": "hi"}));
+            assert_eq!((status, &said["clientId"]), (200, &json!(name)), "{said}");
+            assert_eq!(device.json()["message"], "hi");
+            thread::scope(|scope| {
+                let path = format!("/api/commands/{name}");
+                let api = one.api();
+                let body = command().to_string();
+                let asked = scope.spawn(move || http_call(api, "POST", &path, Some(&body), Some(TOKEN)));
+                answer_command(&mut device, "done");
+                let (status, answer) = asked.join().unwrap();
+                let answer: Value = serde_json::from_str(&answer).unwrap();
+                assert_eq!((status, &answer["success"]), (200, &json!(true)), "{answer}");
+                assert_eq!(answer["data"]["content"][0]["text"], "done");
+            });
+            // What the owner refuses is refused in its words.
+            let bad = json!({"type": "tts"});
+            let path = format!("/api/messages/{name}");
+            assert_eq!(one.post(&path, &bad), two.post(&path, &bad));
+            let hung_up = one.call("DELETE", &format!("/api/sessions/{name}"), None);
+            assert_eq!((hung_up.0, &hung_up.1["code"]), (409, &json!("no_call")));
+            let ended = one.call("DELETE", &format!("/api/sessions/{name}?disconnect=true"), None);
+            assert_eq!((ended.0, &ended.1["disconnected"]), (200, &json!(true)));
+            device.mqtt.read_until_closed();
+            service.redis.wait_for(&["GET", &format!("p:device:{}", device.mac)], |reply| reply == "$-1\r\n");
+            assert_is_absent(one, &name);
+        }
+    }
+}
+
+fn assert_is_absent(gateway: &Gateway, name: &str) {
+    let (status, shown) = gateway.get(&format!("/api/sessions/{name}"));
+    assert_eq!((status, &shown["code"]), (404, &json!("not_connected")));
+    let (status, answer) = gateway.post(&format!("/api/commands/{name}"), &command());
+    assert_eq!((status, answer), (500, json!({"success": false, "error": "设备未连接"})));
+}
+
+#[test]
+fn an_answer_after_its_time_is_found_by_its_id() {
+    if !is_installed() {
+        return;
+    }
+    let service = Service::start(&["one", "two"], |config| config["api"]["command_timeout_s"] = json!(1));
+    let [one, two] = &service.gateways[..] else { panic!() };
+    let mut device = service.device(1, 1);
+    let (status, late) = one.post(&format!("/api/commands/{}", device.mac), &command());
+    assert_eq!((status, &late["error"]), (500, &json!("timeout")), "{late}");
+    answer_command(&mut device, "late");
+    let path = format!("/api/commands/results/{}", late["id"].as_str().unwrap());
+    let (_, result) = two.wait_for("GET", &path, |(status, _)| *status == 200);
+    assert_eq!(result["data"]["content"][0]["text"], "late");
+}
+
+#[test]
+fn without_redis_a_device_of_another_gateway_is_unknown_and_never_offline() {
+    if !is_installed() {
+        return;
+    }
+    let mut service = Service::start(&["one", "two"], |_| {});
+    let (here, there) = (service.device(0, 1), service.device(1, 2));
+    service.redis.kill();
+    let one = &service.gateways[0];
+    one.wait_for("GET", "/api/gateways", |(_, list)| list["cluster"]["state"] == "unreachable");
+    for path in
+        [&there.client_id, &there.mac, "02:00:00:00:00:77"].map(|name| format!("/api/sessions/{name}"))
+    {
+        let (status, answer) = one.get(&path);
+        assert_eq!((status, &answer["code"]), (503, &json!("unknown")), "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains("Redis"), "{answer}");
+    }
+    let (status, answer) = one.post(&format!("/api/commands/{}", there.mac), &command());
+    assert_eq!((status, &answer["success"]), (503, &json!(false)));
+    // What is no device is none, wherever.
+    assert_eq!(one.get("/api/sessions/nobody").0, 404);
+    assert_eq!(one.get(&format!("/api/sessions/{}", here.mac)).0, 200);
+    service.redis.restart();
+    service.wait_until_all_are_known();
+    one.wait_for("GET", &format!("/api/sessions/{}", there.mac), |(status, _)| *status == 200);
+}
+
+#[test]
+fn a_device_of_a_gateway_that_was_killed_is_not_connected_at_once_and_of_one_that_hangs_is_unknown() {
+    if !is_installed() {
+        return;
+    }
+    let service = Service::start(&["one", "two", "three"], |_| {});
+    let [one, two, three] = &service.gateways[..] else { panic!() };
+    let (of_two, of_three) = (service.device(1, 1), service.device(2, 2));
+    three.signal("STOP");
+    let (status, answer) = one.get(&format!("/api/sessions/{}", of_three.mac));
+    assert_eq!((status, &answer["code"]), (504, &json!("gateway_timeout")), "{answer}");
+    assert!(answer["error"].as_str().unwrap().starts_with("Gateway three"), "{answer}");
+    three.signal("CONT");
+    one.wait_for("GET", &format!("/api/sessions/{}", of_three.mac), |(status, _)| *status == 200);
+    two.signal("KILL");
+    one.wait_for("GET", &format!("/api/sessions/{}", of_two.mac), |(status, _)| *status == 404);
+    assert_is_absent(one, &of_two.client_id);
+}
+
+/// Frames as another program may write them.
+#[test]
+fn what_a_stranger_sends_over_redis_does_nothing_but_what_the_api_allows_for_devices() {
+    if !is_installed() {
+        return;
+    }
+    let service = Service::start(&["one", "two"], |_| {});
+    let [one, two] = &service.gateways[..] else { panic!() };
+    let (_, list) = one.get("/api/gateways");
+    let own = list["gateways"].as_array().unwrap().iter().find(|gateway| gateway["self"] == true).unwrap();
+    let channel = format!("p:to:{}", own["run"].as_str().unwrap());
+    let drain = r#"{"method":"POST","path":"/api/drain","name":"","query":""}"#;
+    let messages = [&b"{}\n"[..], b"\n", b"", b"\xff\xff", drain.as_bytes()];
+    for kind in (16..32).chain([255]) {
+        for payload in messages.iter().map(|text| [text, &b"\n"[..]].concat()).chain([vec![0; 4000]]) {
+            let mut frame = vec![1, kind, 0, 0];
+            frame.extend_from_slice(&(payload.len() as u32).to_be_bytes());
+            // From the other gateway, as it seems, and from nobody.
+            for from in [two, one].map(|gateway| gateway.get("/api/gateways").1["gateways"][0]["run"].clone())
+            {
+                let run = u64::from_str_radix(from.as_str().unwrap(), 16).unwrap();
+                let mut frame = frame.clone();
+                frame.extend_from_slice(&run.to_be_bytes());
+                frame.extend_from_slice(&7_u64.to_be_bytes());
+                frame.extend_from_slice(&payload);
+                service.redis.publish(&channel, &frame);
+            }
+        }
+    }
+    let device = service.device(1, 1);
+    assert_eq!(one.get(&format!("/api/sessions/{}", device.mac)).0, 200);
+    assert_eq!(one.get("/readyz"), (200, json!({"status": "ready"})));
+}
