@@ -20,12 +20,14 @@
 //!
 //! A message about a call that its place does not know (any more) is answered with `End`, so no side waits for one that left.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use super::action::EndReason;
 use super::relay::{FarEnd, Place, RelayBody, RelayId, RelayMessage, RequestOutcome};
 use crate::proto::identity::Mac;
+
+pub use bytes::{decode_audio, encode_audio};
 
 /// How long a called device has to answer.
 const RING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -135,7 +137,7 @@ const IS_CALLED: RequestOutcome =
 const BUSY: RequestOutcome = RequestOutcome::Refused("对方正忙 / The device is busy with another one");
 const LEFT: RequestOutcome = RequestOutcome::Refused("一方已离开 / One of the devices has left");
 const PLACE_LOST: RequestOutcome = RequestOutcome::Refused(
-    "对方设备所在的工作线程没有响应 / The worker that serves the device does not respond",
+    "对方设备所在的工作线程或网关没有响应 / The worker or gateway that serves the device does not respond",
 );
 const TARGET_IDLE: AcceptOutcome = AcceptOutcome::Refused("设备不在会话中 / The device is in no call");
 const ACCEPTING: AcceptOutcome = AcceptOutcome::Refused("正在接通 / The call is being connected");
@@ -160,7 +162,7 @@ pub struct DeviceCallTable {
     legs: HashMap<Mac, Leg>,
     /// The targets whose caller has left, and until when it would have waited.
     missed: HashMap<Mac, Instant>,
-    /// How many calls have begun here.
+    /// The number of the last call that has begun here.
     calls: u64,
 }
 
@@ -224,6 +226,11 @@ fn request_answer(ticket: u64, outcome: RequestOutcome) -> DeviceCallEffect {
 }
 
 impl DeviceCallTable {
+    /// Without a call. The calls that begin here are counted from `first_number`.
+    pub fn new(first_number: u64) -> Self {
+        Self { calls: first_number, ..Self::default() }
+    }
+
     // ----- operators ----------------------------------------------------------------------------------------------
 
     /// A device calls another one. The outcome follows as [`DeviceCallEffect::Answer`] with this ticket, at once if this place
@@ -266,7 +273,7 @@ impl DeviceCallTable {
 
     fn ring(&mut self, request: CallRequest<'_>, ticket: u64, cx: &mut DeviceCallContext<'_>) {
         let CallRequest { caller, target, place, nickname } = request;
-        self.calls += 1;
+        self.calls = self.calls.wrapping_add(1);
         let call = RelayId { caller, number: self.calls };
         let far = FarEnd { mac: target, place, call };
         let state = LegState::Asking { ticket, until: cx.now + RING_TIMEOUT };
@@ -402,6 +409,15 @@ impl DeviceCallTable {
         request_answer(ticket, PLACE_LOST)
     }
 
+    /// The gateways with whose devices devices of this place call or talk.
+    pub fn gateways(&self) -> BTreeSet<u64> {
+        let number = |leg: &Leg| match leg.far.place {
+            Place::Gateway(number) => Some(number),
+            Place::Here | Place::Worker(_) => None,
+        };
+        self.legs.values().filter_map(number).collect()
+    }
+
     /// Whether a device of this place calls, is called by or talks to one of that place.
     pub fn has_calls_with(&self, place: Place) -> bool {
         self.legs.values().any(|leg| leg.far.place == place)
@@ -433,6 +449,7 @@ impl Leg {
     }
 }
 
+mod bytes;
 mod messages;
 #[cfg(test)]
 mod tests;

@@ -57,7 +57,7 @@ pub use context::Context;
 pub use core::{Core, Delivery, LoginKey};
 pub use device_calls::{
     AcceptOutcome, CallAnswer, CallRequest, DeviceCallContext, DeviceCallEffect, DeviceCallTable,
-    JoinedDevice, LocalDevices, Presence,
+    JoinedDevice, LocalDevices, Presence, decode_audio, encode_audio,
 };
 pub use ended_calls::EndedCalls;
 pub use hello_limiter::HelloLimiter;

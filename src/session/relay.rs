@@ -1,5 +1,7 @@
 //! What passes between the two ends of a call between devices when different places serve them: messages and audio.
 
+use std::fmt;
+
 use crate::proto::identity::Mac;
 
 use super::action::EndReason;
@@ -16,6 +18,19 @@ pub enum Place {
     Here,
     /// Another worker of this gateway, counted from 0.
     Worker(usize),
+    /// Another gateway, by the number of its run.
+    Gateway(u64),
+}
+
+impl fmt::Display for Place {
+    /// As in "which .. serves".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Here => f.write_str("this worker"),
+            Self::Worker(worker) => write!(f, "worker {worker}"),
+            Self::Gateway(run) => write!(f, "gateway (run {run:016x})"),
+        }
+    }
 }
 
 /// Identifies a call between devices at both its places, and is never used again.
@@ -23,7 +38,7 @@ pub enum Place {
 pub struct RelayId {
     /// The device that called.
     pub caller: Mac,
-    /// The number of this call among those that its place has begun.
+    /// The number of this call among those that its place has begun, counted from a number that others cannot guess.
     pub number: u64,
 }
 
@@ -101,8 +116,8 @@ pub struct RelayBatch {
 #[derive(Debug)]
 enum RelayItem {
     Message(Box<RelayMessage>),
-    /// The next so many bytes of `audio`.
-    Audio(RelayId, u16),
+    /// For this device, the next so many bytes of `audio`.
+    Audio(RelayId, Mac, u16),
 }
 
 /// One item of a batch.
@@ -110,8 +125,8 @@ enum RelayItem {
 pub enum Relayed<'a> {
     /// A message, which is never dropped.
     Message(RelayMessage),
-    /// An Opus packet of the other device of this call.
-    Audio(RelayId, &'a [u8]),
+    /// An Opus packet for this device of this call.
+    Audio(RelayId, Mac, &'a [u8]),
 }
 
 impl RelayBatch {
@@ -123,12 +138,12 @@ impl RelayBatch {
     /// Adds an Opus packet. `on_their_way`: the [bytes of audio](Self::audio_bytes) that the place has not taken yet. False if it
     /// does not fit.
     #[must_use]
-    pub fn push_audio(&mut self, call: RelayId, opus: &[u8], on_their_way: usize) -> bool {
+    pub fn push_audio(&mut self, call: RelayId, to: Mac, opus: &[u8], on_their_way: usize) -> bool {
         let Ok(len) = u16::try_from(opus.len()) else { return false };
         if on_their_way + self.audio_bytes() + opus.len() + ITEM_BYTES > RELAY_LIMIT {
             return false;
         }
-        self.items.push(RelayItem::Audio(call, len));
+        self.items.push(RelayItem::Audio(call, to, len));
         self.audio.extend_from_slice(opus);
         self.audio_packets += 1;
         true
@@ -155,10 +170,10 @@ impl RelayBatch {
         for item in self.items {
             match item {
                 RelayItem::Message(message) => take(Relayed::Message(*message)),
-                RelayItem::Audio(call, len) => {
+                RelayItem::Audio(call, to, len) => {
                     let (opus, after) = rest.split_at(len.into());
                     rest = after;
-                    take(Relayed::Audio(call, opus));
+                    take(Relayed::Audio(call, to, opus));
                 }
             }
         }
@@ -173,6 +188,10 @@ mod tests {
         RelayId { caller: Mac::from([2, 0, 0, 0, 0, 1]), number }
     }
 
+    fn mac() -> Mac {
+        Mac::from([2, 0, 0, 0, 0, 2])
+    }
+
     fn end(number: u64) -> RelayMessage {
         let [from, to] = [1, 2].map(|n| Mac::from([2, 0, 0, 0, 0, n]));
         RelayMessage { call: call(number), from, to, body: RelayBody::End(EndReason::PeerLeft) }
@@ -182,18 +201,18 @@ mod tests {
     fn messages_and_audio_keep_their_order() {
         let mut batch = RelayBatch::default();
         assert!(batch.is_empty());
-        assert!(batch.push_audio(call(1), b"one", 0));
+        assert!(batch.push_audio(call(1), mac(), b"one", 0));
         batch.push_message(end(1));
-        assert!(batch.push_audio(call(2), b"", 0));
-        assert!(batch.push_audio(call(2), b"three", 0));
+        assert!(batch.push_audio(call(2), mac(), b"", 0));
+        assert!(batch.push_audio(call(2), mac(), b"three", 0));
         assert_eq!((batch.audio_packets(), batch.is_empty()), (3, false));
         let mut taken = Vec::new();
         batch.take_all(|item| taken.push(format!("{item:?}")));
         let expected = [
-            Relayed::Audio(call(1), b"one"),
+            Relayed::Audio(call(1), mac(), b"one"),
             Relayed::Message(end(1)),
-            Relayed::Audio(call(2), b""),
-            Relayed::Audio(call(2), b"three"),
+            Relayed::Audio(call(2), mac(), b""),
+            Relayed::Audio(call(2), mac(), b"three"),
         ];
         assert_eq!(taken, expected.map(|item| format!("{item:?}")));
     }
@@ -202,7 +221,7 @@ mod tests {
     fn audio_that_does_not_fit_is_refused_and_messages_never() {
         let mut batch = RelayBatch::default();
         let mut pushed = 0;
-        while batch.push_audio(call(1), &[7; 1400], 1000) {
+        while batch.push_audio(call(1), mac(), &[7; 1400], 1000) {
             pushed += 1;
         }
         assert_eq!(batch.audio_packets(), pushed);
@@ -211,7 +230,7 @@ mod tests {
         let mut last = None;
         batch.take_all(|item| last = Some(matches!(item, Relayed::Message(_))));
         assert_eq!(last, Some(true));
-        assert!(!RelayBatch::default().push_audio(call(1), &[7; 70_000], 0), "longer than any packet");
-        assert!(!RelayBatch::default().push_audio(call(1), b"x", RELAY_LIMIT));
+        assert!(!RelayBatch::default().push_audio(call(1), mac(), &[7; 70_000], 0), "longer than any packet");
+        assert!(!RelayBatch::default().push_audio(call(1), mac(), b"x", RELAY_LIMIT));
     }
 }

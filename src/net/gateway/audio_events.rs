@@ -5,17 +5,16 @@ use std::io::ErrorKind;
 use log::error;
 
 use crate::net::backend::context_pool::ContextPool;
-use crate::net::event_loop::io::Io;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::relay::Relay;
+use crate::net::gateway::relay::FarAudio;
 use crate::net::media::socket::{self, BATCH};
 use crate::net::metrics::Metrics;
 use crate::net::sessions::session::{AudioPeer, Session};
 use crate::net::sessions::table::Sessions;
 use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD};
-use crate::session::{Core, DropReason, Encrypted, FrameSpace, RelayId, UdpPeer, Uplink};
+use crate::session::{Core, DropReason, Encrypted, FrameSpace, Place, RelayId, UdpPeer, Uplink};
 
 /// Datagrams received per dispatch.
 const DATAGRAM_BUDGET: usize = 256;
@@ -85,7 +84,13 @@ impl Gateway {
             Ok(Uplink::OtherDevice(payload_len)) => {
                 let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
                 let mut out = [0; DATAGRAM_MAX];
-                let relayed = relay(id, payload, &mut out, &mut self.sessions, &mut self.relay, &self.io);
+                let mut far = FarAudio {
+                    relay: &mut self.relay,
+                    cluster: &mut self.cluster,
+                    is_leader: self.workers.is_leader(),
+                    io: &self.io,
+                };
+                let relayed = relay(id, payload, &mut out, &mut self.sessions, &mut far);
                 self.queue_relayed(relayed, &out);
                 return Ok(());
             }
@@ -126,7 +131,13 @@ impl Gateway {
                 Ok(Uplink::OtherDevice(payload_len)) => {
                     let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
                     let mut out = [0; DATAGRAM_MAX];
-                    let relayed = relay(id, payload, &mut out, &mut self.sessions, &mut self.relay, &self.io);
+                    let mut far = FarAudio {
+                        relay: &mut self.relay,
+                        cluster: &mut self.cluster,
+                        is_leader: self.workers.is_leader(),
+                        io: &self.io,
+                    };
+                    let relayed = relay(id, payload, &mut out, &mut self.sessions, &mut far);
                     self.queue_relayed(relayed, &out);
                 }
                 Ok(Uplink::Silence | Uplink::Path { .. }) => self.io.metrics.discarded(DropReason::Ringing),
@@ -150,8 +161,8 @@ impl Gateway {
         }
     }
 
-    /// Sends an audio packet of the other device of this call, which that worker serves.
-    pub(super) fn on_relayed_audio(&mut self, from: usize, call: RelayId, opus: &[u8]) {
+    /// Sends an audio packet of the other device of this call, which that place serves.
+    pub(super) fn on_relayed_audio(&mut self, from: Place, call: RelayId, opus: &[u8]) {
         self.coalescer.count_downlink();
         let Some(id) = self.session_in_call_with(from, call) else {
             return self.io.metrics.discarded(DropReason::NoPeer);
@@ -199,24 +210,23 @@ fn send_to_server(
     }
 }
 
-/// Encrypts an Opus packet of one device for the other one of a device-to-device call into `out`. None if another worker serves
+/// Encrypts an Opus packet of one device for the other one of a device-to-device call into `out`. `None` if another place serves
 /// that one, and gets the packet.
 fn relay(
     id: SessionId,
     payload: &[u8],
     out: &mut [u8],
     sessions: &mut Sessions,
-    workers: &mut Relay,
-    io: &Io,
+    far: &mut FarAudio<'_>,
 ) -> Result<Option<(SessionId, Encrypted)>, DropReason> {
     let peer = sessions.get(id).and_then(|session| session.peer.as_deref().copied());
     match peer.ok_or(DropReason::NoPeer)? {
         AudioPeer::Session(peer) => {
             let session = sessions.live(peer).ok_or(DropReason::NoPeer)?;
-            Ok(Some((peer, session.core.relay(payload, out, &io.config, io.now)?)))
+            Ok(Some((peer, session.core.relay(payload, out, &far.io.config, far.io.now)?)))
         }
-        AudioPeer::Worker(worker, call, _) => {
-            let sent = workers.send_audio(worker, call, payload);
+        AudioPeer::Far(place, call, mac) => {
+            let sent = far.send(place, call, mac, payload);
             if let (Err(_), Some(session)) = (sent, sessions.live(id)) {
                 session.core.on_uplink_dropped(payload.len());
             }

@@ -16,6 +16,7 @@ use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{REDIS_COMMANDS, REDIS_SUBSCRIBER, SessionId};
 use crate::net::gateway::Gateway;
+use crate::net::gateway::far_calls::FarCalls;
 use crate::net::gateway::far_requests::FarRequests;
 use crate::net::gateway::handle::Command;
 use crate::net::gateway::remote_calls::RemoteCalls;
@@ -39,6 +40,8 @@ pub(crate) struct ClusterPart {
     unreachable: Option<String>,
     /// Requests on their way to other gateways, and from them.
     pub(crate) requests: FarRequests,
+    /// Calls between devices of this gateway and of others.
+    pub(crate) calls: FarCalls,
     /// What it is for that Redis is asked where devices are, by token.
     locating: HashMap<u64, LocateFor>,
     last_token: u64,
@@ -55,6 +58,7 @@ impl Default for ClusterPart {
             remote_devices: RemoteDevices::default(),
             unreachable: None,
             requests: FarRequests::default(),
+            calls: FarCalls::default(),
             locating: HashMap::new(),
             last_token: 0,
             peer_log: LogLimiter::new(10, std::time::Duration::from_secs(1)),
@@ -175,6 +179,7 @@ impl Gateway {
     /// At the end of an iteration, before all else is written.
     pub(super) fn advance_cluster(&mut self) {
         self.flush_remote_devices();
+        self.tell_all_calls_lost();
         loop {
             let outcomes = self.cluster.client.advance(&mut self.io);
             if outcomes.is_empty() {
@@ -206,8 +211,9 @@ impl Gateway {
                 warn!(
                     "cluster: {redis} cannot be used: {reason}; this gateway serves its own devices and keeps trying"
                 );
-                self.cluster.unreachable = Some(reason);
                 self.on_asked_redis_lost();
+                self.on_gateways_lost(None);
+                self.cluster.unreachable = Some(reason);
             }
             Outcome::Refused(text) => warn!("cluster: Redis refused a command: {text}"),
             Outcome::NameTaken { name, holder, instead } => {
@@ -227,6 +233,7 @@ impl Gateway {
                 self.on_other_gateway_gone(id);
                 self.workers.broadcast(|| Command::OtherGatewayGone(id));
                 self.on_asked_gateway_gone(id);
+                self.on_gateways_lost(Some(id));
                 if let (Some(name), Some(more)) = (name, self.cluster.peer_log.allows((), self.io.now)) {
                     info!("cluster: gateway {name} is gone: {why}{}", suppressed_suffix(more));
                 }
@@ -269,8 +276,11 @@ impl Gateway {
             Some(Kind::Request) => self.on_far_request(from, id, payload),
             Some(Kind::AnswerPart) => self.on_far_answer(from, id, payload, false),
             Some(Kind::Answer) => self.on_far_answer(from, id, payload, true),
+            Some(Kind::CallMessage) => self.on_call_message(from, payload),
+            Some(Kind::CallAudio) => self.on_call_audio(from, payload),
+            Some(Kind::CallsLost) => self.on_gateways_lost(Some(from)),
             // Of a later version, or of nobody who belongs here.
-            Some(Kind::CallMessage | Kind::CallAudio | Kind::CallsLost) | None => {}
+            None => {}
         }
     }
 

@@ -5,10 +5,12 @@ use mio::event::Event;
 use crate::admin::answer::Answer;
 use crate::admin::gateways::{ClusterDto, GatewayDto};
 use crate::net::admin::request::AdminResponse;
+use crate::net::event_loop::io::Io;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::proto::identity::Mac;
 use crate::proto::mqtt::Packet;
+use crate::session::{DropReason, RelayId, RelayMessage};
 
 /// Nothing.
 #[derive(Default)]
@@ -27,6 +29,19 @@ impl NoRemote {
     }
 
     pub(crate) fn forget(&self, _: SessionId) {}
+}
+
+impl ClusterPart {
+    pub(super) fn send_call_audio(
+        &mut self,
+        _: u64,
+        _: RelayId,
+        _: Mac,
+        _: &[u8],
+        _: &Io,
+    ) -> Result<(), DropReason> {
+        Err(DropReason::NoPeer)
+    }
 }
 
 impl Gateway {
@@ -63,6 +78,8 @@ impl Gateway {
     pub(super) fn on_own_answer(&mut self, request_id: u64, answer: Answer) {
         self.admin.finish(request_id, &answer.into_response(), &mut self.io);
     }
+
+    pub(super) fn send_call_message(&mut self, _: u64, _: &RelayMessage) {}
 
     pub(super) fn leave_cluster(&mut self) {}
 

@@ -24,13 +24,18 @@ use crate::session::{
 #[derive(Default)]
 pub(crate) struct DeviceCalls {
     table: DeviceCallTable,
-    /// The sessions that talk to devices of other workers.
-    sessions: HashMap<RelayId, SessionId>,
+    /// The sessions that talk to devices of other places, by place and call.
+    sessions: HashMap<(Place, RelayId), SessionId>,
     /// The tick of the one live entry in the timer wheel.
     armed_tick: Option<u64>,
 }
 
 impl DeviceCalls {
+    /// Without calls, which are counted from a random number: only who is part of one shall know it.
+    pub(crate) fn new(first_number: u64) -> Self {
+        Self { table: DeviceCallTable::new(first_number), ..Self::default() }
+    }
+
     /// Changes the table, and arms the timer for the earliest deadline in it. The effects are the caller's to carry out.
     fn change<T>(
         &mut self,
@@ -96,7 +101,8 @@ impl Gateway {
     /// The answer follows, at once if this worker serves both devices.
     pub(super) fn request_device_call(&mut self, request: &AdminRequest, call: &dto::CallRequest) {
         let request_id = request.request_id;
-        let place = self.workers.other_worker_of(call.target).map_or(Place::Here, Place::Worker);
+        let worker = self.workers.other_worker_of(call.target);
+        let place = request.far_target.map_or(worker.map_or(Place::Here, Place::Worker), Place::Gateway);
         if let Place::Worker(worker) = place
             && self.relay.is_lost(worker)
         {
@@ -126,25 +132,40 @@ impl Gateway {
         outcome
     }
 
-    // ----- other workers ------------------------------------------------------------------------------------------
+    // ----- other places -------------------------------------------------------------------------------------------
 
     pub(super) fn on_relay_message(&mut self, from: Place, message: RelayMessage) {
         self.change_device_calls(|table, cx| table.on_message(from, message, cx));
     }
 
-    /// The session that is in this call with a device of that worker.
-    pub(super) fn session_in_call_with(&self, worker: usize, call: RelayId) -> Option<SessionId> {
-        let id = *self.device_calls.sessions.get(&call)?;
+    /// The session that is in this call with a device of that place.
+    pub(super) fn session_in_call_with(&self, place: Place, call: RelayId) -> Option<SessionId> {
+        let id = *self.device_calls.sessions.get(&(place, call))?;
         let peer = self.sessions.get(id)?.peer.as_deref()?;
-        matches!(*peer, AudioPeer::Worker(at, of, _) if (at, of) == (worker, call)).then_some(id)
+        matches!(*peer, AudioPeer::Far(at, of, _) if (at, of) == (place, call)).then_some(id)
     }
 
+    /// Whether there are calls with devices of this worker, or over it: the leader passes on what is for other gateways.
     pub(super) fn has_calls_with(&self, worker: usize) -> bool {
-        self.device_calls.table.has_calls_with(Place::Worker(worker))
+        let table = &self.device_calls.table;
+        table.has_calls_with(Place::Worker(worker))
+            || worker == 0 && !self.workers.is_leader() && !table.gateways().is_empty()
     }
 
     pub(super) fn end_calls_with(&mut self, worker: usize) {
         self.change_device_calls(|table, cx| table.on_place_lost(Place::Worker(worker), cx));
+        if worker == 0 && !self.workers.is_leader() {
+            self.end_calls_with_gateways(None);
+        }
+    }
+
+    /// Ends the calls with devices of this gateway, or of all others.
+    pub(super) fn end_calls_with_gateways(&mut self, which: Option<u64>) {
+        let mut lost = self.device_calls.table.gateways();
+        lost.retain(|gateway| which.is_none_or(|which| which == *gateway));
+        for gateway in lost {
+            self.change_device_calls(|table, cx| table.on_place_lost(Place::Gateway(gateway), cx));
+        }
     }
 
     // ----- events of devices --------------------------------------------------------------------------------------
@@ -152,8 +173,8 @@ impl Gateway {
     /// The call of a device that called, or was connected to, another device has ended.
     pub(super) fn leave_device_call(&mut self, id: SessionId) {
         let Some(session) = self.sessions.live(id) else { return };
-        if let Some(AudioPeer::Worker(_, call, _)) = session.peer.take().as_deref() {
-            self.device_calls.sessions.remove(call);
+        if let Some(AudioPeer::Far(place, call, _)) = session.peer.take().as_deref() {
+            self.device_calls.sessions.remove(&(*place, *call));
         }
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
         self.change_device_calls(|table, cx| table.on_call_ended(mac, cx));
@@ -205,10 +226,7 @@ impl Gateway {
                 DeviceCallEffect::End(mac, reason) => {
                     self.drive_mac(mac, |core, cx| core.end_device_call(reason, cx));
                 }
-                DeviceCallEffect::Send(Place::Worker(worker), message) => {
-                    self.relay.send(worker, message, &mut self.io);
-                }
-                DeviceCallEffect::Send(Place::Here, message) => self.on_relay_message(Place::Here, message),
+                DeviceCallEffect::Send(place, message) => self.send_far_message(place, message),
                 DeviceCallEffect::Answer(request_id, answer) => {
                     self.answer_operator(request_id, answer, note.take());
                 }
@@ -238,9 +256,9 @@ impl Gateway {
             session_of(&self.sessions, mac).filter(|_| self.device_calls.table.talks_in(mac, far.call))?;
         let peer = match far.place {
             Place::Here => AudioPeer::Session(session_of(&self.sessions, far.mac)?),
-            Place::Worker(worker) => {
-                self.device_calls.sessions.insert(far.call, id);
-                AudioPeer::Worker(worker, far.call, far.mac)
+            place => {
+                self.device_calls.sessions.insert((place, far.call), id);
+                AudioPeer::Far(place, far.call, far.mac)
             }
         };
         if let Some(session) = self.sessions.live(id) {
@@ -266,9 +284,9 @@ impl Gateway {
                 log_about!(Level::Info, subject, "talks to {}", self.sessions.log_subject(id));
                 subject
             }
-            AudioPeer::Worker(worker, ..) => {
+            AudioPeer::Far(place, ..) => {
                 let subject = self.sessions.log_subject(id);
-                log_about!(Level::Info, subject, "talks to {}, which worker {worker} serves", far.mac);
+                log_about!(Level::Info, subject, "talks to {}, which {place} serves", far.mac);
                 subject
             }
         };

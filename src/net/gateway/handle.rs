@@ -22,6 +22,7 @@ use crate::net::error::BindError;
 use crate::net::gateway::Gateway;
 #[cfg(feature = "cluster")]
 use crate::net::gateway::cluster::DeviceChange;
+use crate::net::gateway::relay::Way;
 use crate::net::gateway::upgrades::UpgradeStep;
 use crate::net::gateway::workers::HandOff;
 #[cfg(feature = "cluster")]
@@ -41,8 +42,12 @@ pub(crate) enum Command {
     /// From another worker, by its number: what it has for calls between devices.
     Relay {
         from: usize,
+        way: Way,
         batch: Box<RelayBatch>,
     },
+    /// From the leader: calls with devices of this gateway, or of all others, end.
+    #[cfg(feature = "cluster")]
+    EndCallsWithGateways(Option<u64>),
     /// From another worker: what happens to a device, for Redis.
     #[cfg(feature = "cluster")]
     DeviceChange(DeviceChange),

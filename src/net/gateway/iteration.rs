@@ -239,7 +239,9 @@ impl Gateway {
                 #[cfg(feature = "cluster")]
                 Command::OtherGatewayGone(gateway) => self.on_other_gateway_gone(gateway),
                 Command::StartDials => self.io.run_queue.push(Task::StartDials),
-                Command::Relay { from, batch } => self.on_relay(from, *batch),
+                Command::Relay { from, way, batch } => self.on_relay(from, way, *batch),
+                #[cfg(feature = "cluster")]
+                Command::EndCallsWithGateways(which) => self.end_calls_with_gateways(which),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
                 Command::AdminResponse(response) => self.on_admin_response(*response),
                 Command::ServersUnwell(unwell, changes) => {

@@ -19,6 +19,8 @@ mod device_log;
 mod drain;
 mod events;
 #[cfg(feature = "cluster")]
+mod far_calls;
+#[cfg(feature = "cluster")]
 pub(crate) mod far_requests;
 pub mod fd_limit;
 pub(crate) mod handle;
@@ -247,7 +249,7 @@ impl Gateway {
             webhooks: Webhooks::default(),
             certificates_told: CertificatesTold::new(),
             ota,
-            device_calls: DeviceCalls::default(),
+            device_calls: DeviceCalls::new(getrandom::u64().unwrap_or_default()),
             relay: Relay::default(),
             broadcasts: Broadcasts::default(),
             checks: Checks::default(),

@@ -3,6 +3,7 @@
 //! Messages are never dropped, and there are few: a worker that takes nothing gets no new calls. Audio on its way to a worker is
 //! limited by [`RelayBatch::push_audio`], so that a worker that takes nothing costs little memory.
 
+use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -12,8 +13,10 @@ use log::{info, warn};
 
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::gateway::Gateway;
+use crate::net::gateway::cluster::ClusterPart;
 use crate::net::gateway::handle::Command;
 use crate::net::gateway::workers::Workers;
+use crate::proto::identity::Mac;
 use crate::session::{DropReason, Place, RelayBatch, RelayId, RelayMessage, Relayed};
 
 /// How often it is checked that the workers take what they are sent, while devices talk to devices of theirs.
@@ -21,6 +24,17 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// After so many checks in a row that found nothing taken, the calls with a worker's devices end. Checks are counted, not seconds,
 /// since all workers stand still when the process does.
 const STALLED_CHECKS: u32 = 5;
+
+/// Between which places the items of a batch pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    /// From a device of the sender to one of the receiver.
+    Between,
+    /// To a device of this gateway, to which the receiver, the leader, sends them.
+    ToGateway(u64),
+    /// From a device of this gateway, from which the sender, the leader, has received them.
+    FromGateway(u64),
+}
 
 /// What two workers share about what one sends to the other.
 #[derive(Debug, Default)]
@@ -46,7 +60,8 @@ pub(crate) struct Relay {
 /// The way to one worker.
 #[derive(Default)]
 struct Link {
-    batch: RelayBatch,
+    /// One for each way with items.
+    batches: BTreeMap<Way, RelayBatch>,
     /// Batches sent.
     sent: usize,
     /// Batches taken when last checked.
@@ -73,9 +88,9 @@ impl Relay {
     }
 
     /// Sends a message to a worker at the end of the iteration.
-    pub(crate) fn send(&mut self, worker: usize, message: RelayMessage, io: &mut Io) {
+    pub(crate) fn send(&mut self, worker: usize, way: Way, message: RelayMessage, io: &mut Io) {
         if let Some(link) = self.links.get_mut(worker) {
-            link.batch.push_message(message);
+            link.batches.entry(way).or_default().push_message(message);
         }
         if !mem::replace(&mut self.armed, true) {
             io.timers.arm(io.now + CHECK_INTERVAL, TimerKind::Relay);
@@ -86,10 +101,19 @@ impl Relay {
     ///
     /// # Errors
     /// [`DropReason::RelayFull`] when the worker has not taken enough of what it was sent.
-    pub(crate) fn send_audio(&mut self, worker: usize, call: RelayId, opus: &[u8]) -> Result<(), DropReason> {
+    pub(crate) fn send_audio(
+        &mut self,
+        worker: usize,
+        way: Way,
+        (call, to): (RelayId, Mac),
+        opus: &[u8],
+    ) -> Result<(), DropReason> {
         let on_their_way = self.link_counters(self.index, worker).map(|link| link.audio_bytes.load(Relaxed));
         let link = self.links.get_mut(worker).ok_or(DropReason::NoPeer)?;
-        match link.batch.push_audio(call, opus, on_their_way.unwrap_or_default()) {
+        let other_ways = link.batches.iter().filter(|(other, _)| **other != way);
+        let others: usize = other_ways.map(|(_, batch)| batch.audio_bytes()).sum();
+        let batch = link.batches.entry(way).or_default();
+        match batch.push_audio(call, to, opus, on_their_way.unwrap_or_default() + others) {
             true => Ok(()),
             false => Err(DropReason::RelayFull),
         }
@@ -99,7 +123,11 @@ impl Relay {
     fn flush(&mut self, workers: &Workers, io: &mut Io) -> Vec<usize> {
         let mut ended = Vec::new();
         for worker in 0..self.links.len() {
-            if !self.links[worker].batch.is_empty() && !self.send_batch(worker, workers, io) {
+            let mut has_ended = false;
+            for (way, batch) in mem::take(&mut self.links[worker].batches) {
+                has_ended |= !self.send_batch(worker, way, batch, workers, io);
+            }
+            if has_ended {
                 ended.push(worker);
             }
         }
@@ -107,16 +135,22 @@ impl Relay {
     }
 
     /// False when the worker has ended.
-    fn send_batch(&mut self, worker: usize, workers: &Workers, io: &mut Io) -> bool {
-        let link = &mut self.links[worker];
-        let batch = mem::take(&mut link.batch);
-        link.sent += 1;
+    fn send_batch(
+        &mut self,
+        worker: usize,
+        way: Way,
+        batch: RelayBatch,
+        workers: &Workers,
+        io: &mut Io,
+    ) -> bool {
+        self.links[worker].sent += 1;
         if let Some(counters) = self.counters.get(self.index * self.links.len() + worker) {
             counters.audio_bytes.fetch_add(batch.audio_bytes(), Relaxed);
         }
         io.metrics.relay_batches += 1;
         io.metrics.relay_packets += batch.audio_packets() as u64;
-        let sent = workers.try_send(worker, Command::Relay { from: self.index, batch: Box::new(batch) });
+        let command = Command::Relay { from: self.index, way, batch: Box::new(batch) };
+        let sent = workers.try_send(worker, command);
         self.links[worker].lost |= !sent;
         sent
     }
@@ -151,7 +185,7 @@ impl Relay {
     fn check(&mut self, worker: usize, workers: &Workers, io: &mut Io) -> bool {
         if self.is_up_to_date(worker) {
             self.links[worker].stalled_checks = 0;
-            return !self.send_batch(worker, workers, io);
+            return !self.send_batch(worker, Way::Between, RelayBatch::default(), workers, io);
         }
         let taken = self.link_counters(self.index, worker).map_or(0, |link| link.taken.load(Relaxed));
         let link = &mut self.links[worker];
@@ -159,6 +193,38 @@ impl Relay {
         link.stalled_checks = if advances { 0 } else { link.stalled_checks + 1 };
         link.lost |= link.stalled_checks >= STALLED_CHECKS;
         link.lost
+    }
+}
+
+/// The ways for audio to devices of other places.
+pub(crate) struct FarAudio<'a> {
+    pub(crate) relay: &'a mut Relay,
+    pub(crate) cluster: &'a mut ClusterPart,
+    pub(crate) is_leader: bool,
+    pub(crate) io: &'a Io,
+}
+
+impl FarAudio<'_> {
+    /// Sends an Opus packet to the place of the device that it is for.
+    ///
+    /// # Errors
+    /// [`DropReason::RelayFull`] when the place has not taken enough of what it was sent.
+    pub(crate) fn send(
+        &mut self,
+        place: Place,
+        call: RelayId,
+        to: Mac,
+        opus: &[u8],
+    ) -> Result<(), DropReason> {
+        let (worker, way) = match place {
+            Place::Here => return Err(DropReason::NoPeer),
+            Place::Worker(worker) => (worker, Way::Between),
+            Place::Gateway(gateway) if self.is_leader => {
+                return self.cluster.send_call_audio(gateway, call, to, opus, self.io);
+            }
+            Place::Gateway(gateway) => (0, Way::ToGateway(gateway)),
+        };
+        self.relay.send_audio(worker, way, (call, to), opus)
     }
 }
 
@@ -171,12 +237,42 @@ impl Gateway {
     }
 
     /// Takes what another worker has sent.
-    pub(super) fn on_relay(&mut self, from: usize, batch: RelayBatch) {
+    pub(super) fn on_relay(&mut self, from: usize, way: Way, batch: RelayBatch) {
         self.relay.on_taken(from, &batch);
+        let from = match way {
+            Way::Between => Place::Worker(from),
+            Way::FromGateway(gateway) => Place::Gateway(gateway),
+            Way::ToGateway(gateway) => return self.pass_batch_on(gateway, batch),
+        };
         batch.take_all(|item| match item {
-            Relayed::Message(message) => self.on_relay_message(Place::Worker(from), message),
-            Relayed::Audio(call, opus) => self.on_relayed_audio(from, call, opus),
+            Relayed::Message(message) => self.on_relay_message(from, message),
+            Relayed::Audio(call, _, opus) => self.on_relayed_audio(from, call, opus),
         });
+    }
+
+    /// Passes on what another worker has for devices of another gateway.
+    fn pass_batch_on(&mut self, gateway: u64, batch: RelayBatch) {
+        batch.take_all(|item| match item {
+            Relayed::Message(message) => self.send_far_message(Place::Gateway(gateway), message),
+            Relayed::Audio(call, to, opus) => {
+                if let Err(reason) = self.cluster.send_call_audio(gateway, call, to, opus, &self.io) {
+                    self.io.metrics.discarded(reason);
+                }
+            }
+        });
+    }
+
+    /// Sends a message to the place of the device that it is for.
+    pub(super) fn send_far_message(&mut self, place: Place, message: RelayMessage) {
+        let (worker, way) = match place {
+            Place::Here => return self.on_relay_message(Place::Here, message),
+            Place::Worker(worker) => (worker, Way::Between),
+            Place::Gateway(gateway) if self.workers.is_leader() => {
+                return self.send_call_message(gateway, &message);
+            }
+            Place::Gateway(gateway) => (0, Way::ToGateway(gateway)),
+        };
+        self.relay.send(worker, way, message, &mut self.io);
     }
 
     /// Looks after the workers with whose devices devices of this one talk.
@@ -214,7 +310,6 @@ mod tests {
 
     use super::*;
     use crate::net::gateway::handle::Handle;
-    use crate::proto::identity::Mac;
     use crate::session::{EndReason, RelayBody};
 
     /// The ways of worker 0 to worker 1 and back, without their loops.
@@ -250,7 +345,7 @@ mod tests {
 
         /// Worker 1 takes the oldest batch that it was sent. Returns what is in it.
         fn take(&mut self) -> Option<Vec<String>> {
-            let Ok(Command::Relay { from: 0, batch }) = self.received.as_ref()?.try_recv() else {
+            let Ok(Command::Relay { from: 0, batch, .. }) = self.received.as_ref()?.try_recv() else {
                 return None;
             };
             self.relays[1].on_taken(0, &batch);
@@ -258,7 +353,7 @@ mod tests {
             batch.take_all(|item| {
                 items.push(match item {
                     Relayed::Message(message) => format!("message {}", message.call.number),
-                    Relayed::Audio(call, opus) => format!("audio {} {}", call.number, opus.len()),
+                    Relayed::Audio(call, _, opus) => format!("audio {} {}", call.number, opus.len()),
                 });
             });
             Some(items)
@@ -267,7 +362,12 @@ mod tests {
         fn message(&mut self, number: u64) {
             let [from, to] = [1, 2].map(|n| Mac::from([2, 0, 0, 0, 0, n]));
             let body = RelayBody::End(EndReason::PeerLeft);
-            self.relays[0].send(1, RelayMessage { call: call(number), from, to, body }, &mut self.io);
+            self.relays[0].send(
+                1,
+                Way::Between,
+                RelayMessage { call: call(number), from, to, body },
+                &mut self.io,
+            );
         }
 
         fn check(&mut self) -> bool {
@@ -279,29 +379,34 @@ mod tests {
         RelayId { caller: Mac::from([2, 0, 0, 0, 0, 1]), number }
     }
 
+    /// A call and its target.
+    fn target(number: u64) -> (RelayId, Mac) {
+        (call(number), Mac::from([2, 0, 0, 0, 0, 2]))
+    }
+
     #[test]
     fn an_iteration_sends_one_batch_in_order() {
         let mut two = TwoWorkers::new();
         assert_eq!(two.flush(), [0_usize; 0]);
         assert_eq!(two.take(), None, "nothing is sent without need");
         for number in [1, 2, 1] {
-            two.relays[0].send_audio(1, call(number), &[7; 100]).unwrap();
+            two.relays[0].send_audio(1, Way::Between, target(number), &[7; 100]).unwrap();
         }
         two.message(2);
-        two.relays[0].send_audio(1, call(1), &[7; 50]).unwrap();
+        two.relays[0].send_audio(1, Way::Between, target(1), &[7; 50]).unwrap();
         assert_eq!(two.flush(), [0_usize; 0]);
         let expected = ["audio 1 100", "audio 2 100", "audio 1 100", "message 2", "audio 1 50"];
         assert_eq!(two.take(), Some(expected.map(str::to_owned).into()));
         assert_eq!(two.take(), None);
         assert_eq!((two.io.metrics.relay_batches, two.io.metrics.relay_packets), (1, 4));
-        assert_eq!(two.relays[0].send_audio(7, call(1), &[7]), Err(DropReason::NoPeer));
+        assert_eq!(two.relays[0].send_audio(7, Way::Between, target(1), &[7]), Err(DropReason::NoPeer));
     }
 
     #[test]
     fn audio_is_dropped_while_the_worker_takes_nothing_and_messages_never() {
         let mut two = TwoWorkers::new();
         let mut accepted = 0;
-        while two.relays[0].send_audio(1, call(1), &[7; 1000]).is_ok() {
+        while two.relays[0].send_audio(1, Way::Between, target(1), &[7; 1000]).is_ok() {
             accepted += 1;
             if accepted % 10 == 0 {
                 two.flush();
@@ -310,14 +415,21 @@ mod tests {
         assert!((100..=262).contains(&accepted), "{accepted}");
         (0..1000).for_each(|number| two.message(number));
         two.flush();
-        assert_eq!(two.relays[0].send_audio(1, call(1), &[7; 1000]), Err(DropReason::RelayFull));
+        assert_eq!(
+            two.relays[0].send_audio(1, Way::Between, target(1), &[7; 1000]),
+            Err(DropReason::RelayFull)
+        );
         let (mut audio, mut messages) = (0, 0);
         while let Some(items) = two.take() {
             audio += items.iter().filter(|item| item.starts_with("audio")).count();
             messages += items.iter().filter(|item| item.starts_with("message")).count();
         }
         assert_eq!((audio, messages), (accepted, 1000));
-        assert_eq!(two.relays[0].send_audio(1, call(1), &[7; 1000]), Ok(()), "it has taken all");
+        assert_eq!(
+            two.relays[0].send_audio(1, Way::Between, target(1), &[7; 1000]),
+            Ok(()),
+            "it has taken all"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::net::backend::connection::BackendConnection;
 use crate::net::event_loop::token::SessionId;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::proto::identity::Mac;
-use crate::session::{Core, RelayId};
+use crate::session::{Core, Place, RelayId};
 
 /// No tick of the timer wheel; later than all ticks.
 pub(crate) const NOT_ARMED: u64 = u64::MAX;
@@ -41,8 +41,8 @@ pub(crate) struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AudioPeer {
     Session(SessionId),
-    /// This worker serves the other device, which has this MAC, and knows the call by this id.
-    Worker(usize, RelayId, Mac),
+    /// This place serves the other device, which has this MAC, and knows the call by this id.
+    Far(Place, RelayId, Mac),
 }
 
 impl Session {

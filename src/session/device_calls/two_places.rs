@@ -135,6 +135,7 @@ impl World {
                 }
             }
             DeviceCallEffect::End(mac, _) => self.end_call(number(mac)),
+            DeviceCallEffect::Send(Place::Gateway(_), _) => panic!("there is one gateway"),
             DeviceCallEffect::Send(Place::Worker(to), message) => {
                 assert_ne!(to, place, "a place sends itself nothing");
                 self.queues[place * places + to].push_back(message);
