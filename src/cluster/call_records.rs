@@ -8,38 +8,13 @@ use std::time::Instant;
 use super::commands::REPLACE;
 use super::core::{Cluster, Expect};
 use super::device_record::{DeviceRecord, Origin};
-use super::presence::{Entry, RECORD_TTL_S, Registration};
+use super::presence::{CallRecord, Entry, RECORD_TTL_S, Registration};
 use super::resp::Reply;
-use super::{GatewayId, Outcome};
+use super::{GatewayId, Outcome, WaitingCall};
 use crate::proto::identity::Mac;
 
 /// How often a record is read again that has changed meanwhile.
 const TRIES: u8 = 3;
-
-/// A call whose device is not connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WaitingCall {
-    /// The MAC of the device.
-    pub mac: Mac,
-    /// The number of the connection that is waited for.
-    pub connection: u32,
-    /// A hash of the client id.
-    pub client: u64,
-    /// Since when, in seconds since 1970.
-    pub since: u64,
-    /// The gateway that the device was connected to, if it is gone.
-    pub gone: Option<GatewayId>,
-}
-
-/// The record of such a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CallRecord {
-    mac: Mac,
-    connection: u32,
-    /// The gateway that the device was connected to, which does not write any more.
-    gone: Option<GatewayId>,
-    tries: u8,
-}
 
 impl Cluster {
     /// This connection of the device has ended, and its call is at another gateway, which gives the number `number` to the connection

@@ -3,13 +3,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::call_records::CallRecord;
 use super::frame::{Frame, kind};
 use super::link::{Action, Connection, Link, REPLY_TIMEOUT, no_answer};
 use super::name::{NameStep, OwnName};
 use super::outbox::Outbox;
 use super::peers::Peers;
-use super::presence::Presence;
+use super::presence::{CallRecord, Presence};
 use super::resp::Reply;
 use super::{ClusterState, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer, SendError};
 use crate::proto::identity::Mac;

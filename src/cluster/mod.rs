@@ -33,11 +33,11 @@ mod resp;
 mod tests;
 mod types;
 
-pub use call_records::WaitingCall;
 pub use connection_message::{ConnectionBody, ConnectionMessage};
 pub use core::{Cluster, Counters, Settings};
 pub use kinds::Kind;
 pub use link::{Action, Connection};
 pub use types::{
     ClusterState, FIRST_KIND, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer, SendError,
+    WaitingCall,
 };

@@ -43,6 +43,16 @@ impl Entry {
     }
 }
 
+/// The record of a call whose device is not connected, while it is read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CallRecord {
+    pub(super) mac: Mac,
+    pub(super) connection: u32,
+    /// The gateway that the device was connected to, which does not write any more.
+    pub(super) gone: Option<GatewayId>,
+    pub(super) tries: u8,
+}
+
 #[derive(Debug)]
 pub(super) struct Presence {
     devices: BTreeMap<Mac, Entry>,

@@ -56,6 +56,21 @@ pub enum Location {
     Unknown,
 }
 
+/// A call whose device is not connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingCall {
+    /// The MAC of the device.
+    pub mac: Mac,
+    /// The number of the connection that is waited for.
+    pub connection: u32,
+    /// A hash of the client id.
+    pub client: u64,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// The gateway that the device was connected to, if it is gone.
+    pub gone: Option<GatewayId>,
+}
+
 /// Why a payload was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {

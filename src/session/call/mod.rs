@@ -61,7 +61,8 @@ pub(super) struct Call {
     /// The protocol version of the current dial. Upgrade and hello must state the same one, even if the framing is learned in between.
     protocol_version: u8,
     /// Servers that were not tried for this hello yet. None in a call that goes on.
-    #[expect(clippy::box_collection, reason = "takes a fourth")]
+    // A fourth of its size.
+    #[expect(clippy::box_collection)]
     untried_servers: Option<Box<VecDeque<Arc<ChatServerConfig>>>>,
     deadlines: Deadlines,
     last_activity: Instant,
