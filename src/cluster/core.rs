@@ -290,10 +290,7 @@ impl Cluster {
             return;
         }
         link.read(bytes);
-        let replies = match link.replies() {
-            Ok(replies) => replies,
-            Err(found) => return self.give_up(connection, &format!("Redis sent {found}"), now),
-        };
+        let (replies, bad) = link.replies();
         for reply in replies {
             // It may have been given up meanwhile.
             if !self.link(connection).is_open() {
@@ -304,7 +301,10 @@ impl Cluster {
                 Connection::Subscriber => self.on_message(reply, now),
             }
         }
-        self.report(now);
+        match bad {
+            Some(found) => self.give_up(connection, &format!("Redis sent {found}"), now),
+            None => self.report(now),
+        }
     }
 
     /// When to call [`Cluster::on_timeout`] next. It may be called too early.

@@ -152,21 +152,27 @@ impl Link {
         self.input.extend_from_slice(bytes);
     }
 
-    /// The replies that are complete.
-    ///
-    /// # Errors
-    /// What was found instead of a reply. The replies in front of it are lost.
-    pub(super) fn replies(&mut self) -> Result<Vec<Reply>, String> {
-        let (mut replies, mut at) = (Vec::new(), 0);
-        while let Some((reply, len)) = resp::reply(&self.input[at..])? {
-            replies.push(reply);
-            at += len;
+    /// The replies that are complete, and what was found instead of a further one.
+    pub(super) fn replies(&mut self) -> (Vec<Reply>, Option<String>) {
+        let (mut replies, mut bad, mut at) = (Vec::new(), None, 0);
+        loop {
+            match resp::reply(&self.input[at..]) {
+                Ok(Some((reply, len))) => {
+                    replies.push(reply);
+                    at += len;
+                }
+                Ok(None) => break,
+                Err(found) => {
+                    bad = Some(found);
+                    break;
+                }
+            }
         }
         self.input.drain(..at);
         if self.input.is_empty() {
             self.input = Vec::new();
         }
-        Ok(replies)
+        (replies, bad)
     }
 }
 

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "cluster")]
+mod cluster_bytes;
 mod http_parse;
 mod json_peek;
 mod live_call;
@@ -16,6 +18,8 @@ mod udp_open;
 mod upgrade_reply;
 mod ws_audio;
 
+#[cfg(feature = "cluster")]
+pub use cluster_bytes::cluster_bytes;
 pub use http_parse::http_parse;
 pub use json_peek::json_peek;
 pub use mqtt_decode::mqtt_decode;
@@ -74,7 +78,9 @@ mod tests {
 
     type FuzzTarget = (&'static str, fn(&[u8]));
 
-    const TARGETS: [FuzzTarget; 11] = [
+    const TARGETS: &[FuzzTarget] = &[
+        #[cfg(feature = "cluster")]
+        ("cluster_bytes", cluster_bytes),
         ("config_parse", config_parse),
         ("http_parse", http_parse),
         ("json_peek", json_peek),
@@ -121,6 +127,7 @@ mod tests {
 
     /// `TARGETS` has every target in `fuzz/targets`.
     #[test]
+    #[cfg(feature = "cluster")]
     fn every_target_is_listed() {
         let targets = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/targets");
         let Ok(found) = fs::read_dir(targets) else { return };
