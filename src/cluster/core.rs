@@ -277,8 +277,11 @@ impl Cluster {
         self.outbox.take();
     }
 
-    /// Ends the connection from this side.
+    /// Ends the connection from this side, unless it has ended.
     pub(super) fn give_up(&mut self, connection: Connection, reason: &str, now: Instant) {
+        if !self.link(connection).is_open() {
+            return;
+        }
         self.actions.push(Action::Close(connection));
         self.on_lost(connection, reason, now);
     }
@@ -300,10 +303,10 @@ impl Cluster {
                 Connection::Commands => self.on_reply(reply, now),
                 Connection::Subscriber => self.on_message(reply, now),
             }
+            self.report(now);
         }
-        match bad {
-            Some(found) => self.give_up(connection, &format!("Redis sent {found}"), now),
-            None => self.report(now),
+        if let Some(found) = bad {
+            self.give_up(connection, &format!("Redis sent {found}"), now);
         }
     }
 
