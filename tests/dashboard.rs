@@ -575,8 +575,8 @@ fn ten_thousand_rows_stay_responsive() {
         const finished = (id) => ({ ...call(id), id, endedAt: new Date().toISOString(), clientId: "g@@@" + id, mac: "mac-" + id, reason: "device_goodbye",
             worstLossPercent: 0, setup: { totalMs: id % 900 }, failureCount: 0 });
         window.fetch = async (path, options) => {
-            const found = /^\.?\/api\/sessions\?limit=1000&after=(\d+)$/.exec(path);
-            const past = /^\.?\/api\/calls\?limit=(\d+)(?:&since=[^&]+)?(?:&cursor=(\d+))?$/.exec(path);
+            const found = /^\/api\/sessions\?limit=1000&after=(\d+)$/.exec(path);
+            const past = /^\/api\/calls\?limit=(\d+)(?:&since=[^&]+)?(?:&cursor=(\d+))?$/.exec(path);
             if (past) {
                 const [limit, before] = [Number(past[1]), Number(past[2] ?? 10001)], count = Math.min(limit, before - 1);
                 const calls = Array.from({ length: count }, (_, k) => finished(before - 1 - k));

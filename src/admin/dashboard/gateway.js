@@ -1,12 +1,15 @@
 // ----- calls to the gateway
 
+/// What the API answers to what it refuses, in the language that is chosen when it is read.
 class Refused extends Error {
-  constructor(status, code, sentence) { super(code && WORDS["x_" + code] ? t("x_" + code) : saidError(sentence)); this.status = status; this.code = code; }
+  constructor(status, code, sentence) { super(); Object.assign(this, { status, code, sentence }); }
+  get message() { return this.code && WORDS["x_" + this.code] ? t("x_" + this.code) : saidError(this.sentence); }
 }
-/// Sends a request: to an address relative to the page, so that it also works under another path, behind a proxy that takes the path away.
+/// Where the page is: under another path behind a proxy that takes that away, with or without the slash at its end.
+const BASE = location.pathname.replace(/\/$/, "");
 function send(path, { method = "GET", body, headers = {}, signal = AbortSignal.timeout(TIMEOUT) } = {}) {
   if (token) headers = { ...headers, Authorization: "Bearer " + token };
-  return fetch("." + path, { method, body, headers, signal, cache: "no-store", credentials: "omit" });
+  return fetch(BASE + path, { method, body, headers, signal, cache: "no-store", credentials: "omit" });
 }
 async function refusal(answer) {
   let told = {};
@@ -47,7 +50,7 @@ async function poll() {
     if (began !== era) { polling = false; return; }
     if (error instanceof Refused && [401, 403, 503].includes(error.status)) {
       polling = false;
-      return locked(error.status === 401 && !token ? "" : error.message);
+      return locked(error.status === 401 && !token ? null : error);
     }
     state = "lost";
     reason = error instanceof Refused ? error.message : "";

@@ -31,7 +31,9 @@ function showStatus() {
   $("status").className = state === "lost" ? "bad" : "";
   put($("status"), t(state) + (state === "lost" && reason ? ": " + reason : ""));
 }
-function locked(why) {
+let refusedBy = null;
+/// Asks for the token; says why if there is an error.
+function locked(error) {
   clearTimeout(timer);
   closeEvents();
   era++;
@@ -46,7 +48,8 @@ function locked(why) {
   $("tiles").replaceChildren();
   for (const name of ["desk", "forget"]) $(name).hidden = true;
   $("ask").hidden = false;
-  put($("refused"), why);
+  refusedBy = error;
+  put($("refused"), error?.message ?? "");
   state = "connecting";
   showStatus();
   $("token").focus();
@@ -55,6 +58,7 @@ function locked(why) {
 function refresh() {
   [shownErrors, shownHealth, shownServers] = ["", "", ""];
   speak();
+  put($("refused"), refusedBy?.message ?? "");
   state === "live" ? show() : showStatus();
 }
 function speak() {
@@ -102,7 +106,7 @@ addEventListener("hashchange", () => {
   const linked = linkedToken();
   if (linked) { token = linked; poll(); }
 });
-$("forget").addEventListener("click", () => locked(""));
+$("forget").addEventListener("click", () => locked(null));
 $("language").addEventListener("click", () => {
   language = language === "zh" ? "en" : "zh";
   store.set(localStorage, "language", language);
