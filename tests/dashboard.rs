@@ -295,6 +295,10 @@ fn a_new_device_logs_in_with_what_the_api_says() {
     }
     let (status, _) = fixture.request_with_token("POST", "/api/credentials", Some("{}"), None);
     assert_eq!(status, 401);
+    // Without the password, if the configuration says so.
+    let fixture = support::admin::fixture(|config| config.api.issue_credentials = false);
+    let (status, setup) = fixture.request("POST", "/api/credentials", Some(r#"{"mac":"AA-BB-CC-DD-EE-01"}"#));
+    assert_eq!((status, &setup["mqtt"], &setup["otaObstacle"]), (200, &Value::Null, &json!("off")));
 }
 
 #[test]

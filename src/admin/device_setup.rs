@@ -29,15 +29,15 @@ pub struct DeviceSetup {
     pub ota_obstacle: Option<OtaObstacle>,
     /// The QR code of that URL, row by row: `1` is dark. Without the light border of four modules.
     pub ota_qr: Option<Vec<String>>,
-    /// Section `mqtt` of the OTA answer, for another OTA server. Its password is a secret.
-    pub mqtt: MqttSection,
+    /// Section `mqtt` of the OTA answer, for another OTA server. Its password is a secret; none if `api.issue_credentials` is off.
+    pub mqtt: Option<MqttSection>,
 }
 
 impl DeviceSetup {
     /// For this device.
     pub fn new(
         mac: Mac,
-        mqtt: MqttSection,
+        mqtt: Option<MqttSection>,
         ota_url: Option<String>,
         ota_obstacle: Option<OtaObstacle>,
     ) -> Self {

@@ -70,7 +70,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 90] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 91] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -144,6 +144,7 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 90] = keys! {
     "api.token" live api.token: token();
     "api.command_timeout_s" live api.command_timeout: seconds(1..=300);
     "api.metrics_need_token" live api.metrics_need_token: boolean();
+    "api.issue_credentials" live api.issue_credentials: boolean();
     "api.trusted_proxies" live api.trusted_proxies: networks();
     "ota.enabled" restart ota.enabled: boolean();
     "ota.host" restart ota.host: ip();

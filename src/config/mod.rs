@@ -440,6 +440,8 @@ settings! {
         pub command_timeout: Duration = Duration::from_secs(9),
         /// Whether `/metrics` requires a token too.
         pub metrics_need_token: bool = true,
+        /// Whether whoever has a token is told the credentials of a device. They outlive every token.
+        pub issue_credentials: bool = true,
         /// Proxies that may forward requests of this machine when there is neither a key nor a token.
         pub trusted_proxies: Vec<Network> = Vec::new(),
     }

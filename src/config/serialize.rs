@@ -120,7 +120,7 @@ mod tests {
                 "send_goodbye":false,"call_idle_s":11,"max_calls":12,"max_dials":13},
                 "logging":{"enabled":false,"level":"warn","format":"json","time":"utc","file_path":"a b.log","max_mb":0,"keep":9},
                 "mcp":{"enabled":false,"max_tools_count":14,"capabilities":{"x":[1,{"y":null}]},"client_info":{"name":"n"}},
-                "api":{"enabled":false,"host":"::1","port":15,"tls":{"enabled":true,"cert_file":"c","key_file":"k"},"token":"a-token-long-enough","command_timeout_s":16,"metrics_need_token":false,"trusted_proxies":["127.0.0.0/8","::1/128"]},
+                "api":{"enabled":false,"host":"::1","port":15,"tls":{"enabled":true,"cert_file":"c","key_file":"k"},"token":"a-token-long-enough","command_timeout_s":16,"metrics_need_token":false,"issue_credentials":false,"trusted_proxies":["127.0.0.0/8","::1/128"]},
                 "ota":{"enabled":true,"host":"::1","port":17,"allow":["10.0.0.0/8"],"macs":["aa"],"endpoint":"gw:1883","keepalive":18,
                 "group":"GID_x","upstream":"https://console/ota/?k=v"},
                 "cluster":{"redis":"redis://u:p@r:1/2","name":"gw-1","prefix":"x","ca_file":"ca.pem"},

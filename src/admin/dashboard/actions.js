@@ -166,8 +166,9 @@ function setupSteps(setup) {
     step("step_save");
     if (setup.otaQr) shown.push(qrCode(setup.otaQr));
   } else {
-    step("step_elsewhere");
+    step(setup.mqtt ? "step_elsewhere" : "step_none");
   }
+  if (!setup.mqtt) return shown;
   const box = make("details"), pre = make("pre", "", JSON.stringify({ mqtt: setup.mqtt }, null, 2));
   pre.tabIndex = 0;
   box.append(make("summary", "", t("credentials")), make("p", "dim", t("credentialsHelp")), pre);

@@ -126,7 +126,6 @@ impl Gateway {
             let why = "There is no IPv4 address to tell the device: set ota.endpoint.";
             return Response::error(500, "no_address", why);
         };
-        info!("an operator is told the credentials of {mac}");
         let host = mqtt.endpoint.split(':').next().unwrap_or_default();
         let ota_url = self.addresses.ota.map(|ota| format!("http://{host}:{}{OTA_PATH}", ota.port()));
         let obstacle = match (&ota_url, self.io.config.ota.mac_denial(mac)) {
@@ -134,6 +133,10 @@ impl Gateway {
             (Some(_), Some(_)) => Some(OtaObstacle::Mac),
             (Some(_), None) => None,
         };
+        let mqtt = Some(mqtt).filter(|_| self.io.config.api.issue_credentials);
+        if mqtt.is_some() {
+            info!("an operator is told the credentials of {mac}");
+        }
         json_response(&DeviceSetup::new(mac, mqtt, ota_url, obstacle))
     }
 }
