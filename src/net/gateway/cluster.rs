@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::admin::gateways::{ClusterDto, GatewayDto};
 use crate::cluster::{
-    ClusterState, Connection, ConnectionMessage, GatewayId, Kind, Outcome, OwnInfo, WaitingCall,
+    ClusterState, Connection, ConnectionMessage, GatewayId, Kind, Location, Outcome, OwnInfo, WaitingCall,
 };
 use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
@@ -255,19 +255,30 @@ impl Gateway {
                     self.route_connection_message(from, message);
                 }
             }
-            Outcome::Located { token, location } => match self.cluster.locating.remove(&token) {
-                Some(LocateFor::Request(request_id)) => self.on_request_located(request_id, location),
-                None => {}
-            },
+            Outcome::Located { token, location } => {
+                if let Some(what) = self.cluster.locating.remove(&token) {
+                    self.on_located(what, location);
+                }
+            }
             Outcome::Received { from, kind, id, payload } => self.on_frame(from, kind, id, &payload),
         }
     }
 
     /// Asks Redis where a device is.
     pub(super) fn locate(&mut self, mac: Mac, what: LocateFor) {
+        if self.cluster.client.state() != ClusterState::Connected {
+            // No answer of another gateway would arrive.
+            return self.on_located(what, Location::Unknown);
+        }
         self.cluster.last_token += 1;
         self.cluster.locating.insert(self.cluster.last_token, what);
         self.cluster.client.locate(mac, self.cluster.last_token, &self.io);
+    }
+
+    fn on_located(&mut self, what: LocateFor, location: Location) {
+        match what {
+            LocateFor::Request(request_id) => self.on_request_located(request_id, location),
+        }
     }
 
     /// Another gateway has sent something.
@@ -288,6 +299,7 @@ impl Gateway {
         let redis = self.io.config.cluster.redis.as_ref().map(ToString::to_string).unwrap_or_default();
         info!("cluster: connected to {redis} as {name}");
         self.cluster.unreachable = None;
+        self.on_calls_redis_connected();
     }
 
     // ----- devices ------------------------------------------------------------------------------------------------

@@ -88,6 +88,12 @@ impl Gateway {
         }
     }
 
+    /// Redis is connected, for the first time or again: what others have sent meanwhile is lost.
+    pub(super) fn on_calls_redis_connected(&mut self) {
+        self.on_gateways_lost(None);
+        self.cluster.calls.untold.extend(self.cluster.client.peers().map(|peer| peer.id.0));
+    }
+
     /// This gateway, or any, cannot be reached: the calls with its devices end.
     pub(super) fn on_gateways_lost(&mut self, which: Option<GatewayId>) {
         let which = which.map(|GatewayId(number)| number);

@@ -21,13 +21,36 @@ struct World {
     /// By device; device n belongs to place n modulo the number of places.
     devices: Vec<(Presence, InCore)>,
     /// From each place, in turn, to each one.
-    queues: Vec<VecDeque<RelayMessage>>,
+    queues: Vec<VecDeque<Item>>,
+    /// What is between the places, if they are gateways; else messages are never lost.
+    links: Option<Links>,
     tickets: BTreeSet<u64>,
     issued: u64,
     /// Each so many devices that join a call leave it at once, since closing their chat server ends their call; 0 is none.
     join_fails_each: u32,
     joins: u32,
     reached: BTreeSet<&'static str>,
+}
+
+/// What one place sends another one.
+#[derive(Clone, Debug)]
+enum Item {
+    Message(RelayMessage),
+    /// All calls with the other place have ended at this one.
+    CallsLost,
+}
+
+/// Of each gateway, how it can use Redis.
+#[derive(Clone, Debug)]
+struct Links {
+    /// It can send.
+    sends: Vec<bool>,
+    /// It is subscribed.
+    receives: Vec<bool>,
+    /// It gets nothing, and nobody knows it yet.
+    wedged: Vec<bool>,
+    /// Whom it has not told yet that their calls have ended.
+    untold: Vec<BTreeSet<usize>>,
 }
 
 /// What can happen.
@@ -45,6 +68,14 @@ enum Event {
     /// A place finds that another one does not respond. What is on its way arrives later all the same.
     Stalls(usize, usize),
     HalfTheTimePasses,
+    /// A gateway loses its connection for commands.
+    CannotSend(usize),
+    /// A gateway loses its subscription, and all that was on its way to it.
+    CannotReceive(usize),
+    /// The subscription of a gateway delivers nothing any more.
+    IsWedged(usize),
+    /// A gateway can use Redis again.
+    Reconnects(usize),
 }
 
 struct Devices<'a>(&'a [(Presence, InCore)], usize, usize);
@@ -76,6 +107,7 @@ impl World {
             tables: vec![DeviceCallTable::default(); places],
             devices: vec![(presence, InCore::Alone); devices],
             queues: vec![VecDeque::new(); places * places],
+            links: None,
             tickets: BTreeSet::new(),
             issued: 0,
             join_fails_each: 0,
@@ -84,13 +116,62 @@ impl World {
         }
     }
 
+    /// Places that are gateways.
+    fn of_gateways(places: usize, devices: usize, presence: Presence) -> Self {
+        let links = Links {
+            sends: vec![true; places],
+            receives: vec![true; places],
+            wedged: vec![false; places],
+            untold: vec![BTreeSet::new(); places],
+        };
+        Self { links: Some(links), ..Self::new(places, devices, presence) }
+    }
+
     fn place_of(&self, device: usize) -> usize {
         device % self.tables.len()
     }
 
     fn place_as_seen_by(&self, place: usize, device: usize) -> Place {
         let of_device = self.place_of(device);
-        if of_device == place { Place::Here } else { Place::Worker(of_device) }
+        if of_device == place { Place::Here } else { self.other_place(of_device) }
+    }
+
+    fn other_place(&self, place: usize) -> Place {
+        if self.links.is_some() { Place::Gateway(place as u64) } else { Place::Worker(place) }
+    }
+
+    /// As the shell sends to another gateway.
+    fn send_to_gateway(&mut self, from: usize, to: usize, message: RelayMessage) {
+        let links = self.links.as_mut().unwrap();
+        if links.sends[from] {
+            if links.untold[from].remove(&to) {
+                self.arrive_later(from, to, Item::CallsLost);
+            }
+            return self.arrive_later(from, to, Item::Message(message));
+        }
+        links.untold[from].insert(to);
+        if !matches!(message.body, RelayBody::End(_)) {
+            self.lose(from, to);
+        }
+    }
+
+    fn arrive_later(&mut self, from: usize, to: usize, item: Item) {
+        let links = self.links.as_mut().unwrap();
+        if !links.receives[to] || links.wedged[to] {
+            return;
+        }
+        let places = self.tables.len();
+        self.queues[from * places + to].push_back(item);
+    }
+
+    fn lose(&mut self, place: usize, other: usize) {
+        let other = self.other_place(other);
+        self.change(place, |table, cx| table.on_place_lost(other, cx));
+    }
+
+    fn lose_all(&mut self, place: usize) {
+        let others: Vec<_> = (0..self.tables.len()).filter(|other| *other != place).collect();
+        others.into_iter().for_each(|other| self.lose(place, other));
     }
 
     fn change<T>(
@@ -135,10 +216,12 @@ impl World {
                 }
             }
             DeviceCallEffect::End(mac, _) => self.end_call(number(mac)),
-            DeviceCallEffect::Send(Place::Gateway(_), _) => panic!("there is one gateway"),
             DeviceCallEffect::Send(Place::Worker(to), message) => {
                 assert_ne!(to, place, "a place sends itself nothing");
-                self.queues[place * places + to].push_back(message);
+                self.queues[place * places + to].push_back(Item::Message(message));
+            }
+            DeviceCallEffect::Send(Place::Gateway(to), message) => {
+                self.send_to_gateway(place, to as usize, message);
             }
             DeviceCallEffect::Send(Place::Here, _) => panic!("a place sends itself nothing"),
             DeviceCallEffect::Answer(ticket, answer) => {
@@ -216,16 +299,57 @@ impl World {
                 self.change(place, |table, cx| table.on_device_disconnected(mac(device), cx));
             }
             Event::Arrives(from, to) => {
-                let message = self.queues[from * self.tables.len() + to].pop_front();
-                let Some(message) = message else { return false };
-                self.change(to, |table, cx| table.on_message(Place::Worker(from), message, cx));
+                let item = self.queues[from * self.tables.len() + to].pop_front();
+                let place = self.other_place(from);
+                match item {
+                    None => return false,
+                    Some(Item::Message(message)) => {
+                        self.change(to, |table, cx| table.on_message(place, message, cx));
+                    }
+                    Some(Item::CallsLost) => self.lose(to, from),
+                }
             }
             Event::Stalls(place, other) => {
-                if !self.tables[place].has_calls_with(Place::Worker(other)) {
+                let far = self.other_place(other);
+                if !self.tables[place].has_calls_with(far) {
                     return false;
                 }
-                self.change(place, |table, cx| table.on_place_lost(Place::Worker(other), cx));
-                assert!(!self.tables[place].has_calls_with(Place::Worker(other)));
+                self.lose(place, other);
+                assert!(!self.tables[place].has_calls_with(far));
+            }
+            Event::CannotSend(place) => {
+                self.links.as_mut().unwrap().sends[place] = false;
+                self.lose_all(place);
+            }
+            Event::CannotReceive(place) => {
+                self.links.as_mut().unwrap().receives[place] = false;
+                let places = self.tables.len();
+                (0..places).for_each(|from| self.queues[from * places + place].clear());
+                self.lose_all(place);
+            }
+            Event::IsWedged(place) => {
+                let places = self.tables.len();
+                let links = self.links.as_mut().unwrap();
+                links.wedged[place] = true;
+                for from in 0..places {
+                    self.queues[from * places + place].clear();
+                }
+            }
+            Event::Reconnects(place) => {
+                let links = self.links.as_mut().unwrap();
+                if links.sends[place] && links.receives[place] && !links.wedged[place] {
+                    return false;
+                }
+                if links.wedged[place] {
+                    // It is noticed before that.
+                    self.happens(Event::CannotReceive(place));
+                }
+                let links = self.links.as_mut().unwrap();
+                (links.sends[place], links.receives[place], links.wedged[place]) = (true, true, false);
+                self.lose_all(place);
+                self.links.as_mut().unwrap().untold[place].clear();
+                let others = (0..self.tables.len()).filter(|other| *other != place);
+                others.for_each(|other| self.arrive_later(place, other, Item::CallsLost));
             }
             Event::HalfTheTimePasses => {
                 self.now += RING_TIMEOUT / 2 + Duration::from_secs(1);
@@ -256,12 +380,24 @@ impl World {
     /// All that is on its way arrives. Then both sides of each call agree, and nobody waits.
     fn settle(&mut self) {
         let places = self.tables.len();
+        if self.links.is_some() {
+            (0..places).for_each(|place| _ = self.happens(Event::Reconnects(place)));
+        }
+        self.deliver_all();
+        self.assert_settled();
+    }
+
+    fn deliver_all(&mut self) {
+        let places = self.tables.len();
         let mut arrived = 0;
         while let Some(link) = (0..places * places).find(|link| !self.queues[*link].is_empty()) {
             self.happens(Event::Arrives(link / places, link % places));
             arrived += 1;
             assert!(arrived < 1000, "messages without end");
         }
+    }
+
+    fn assert_settled(&self) {
         assert_eq!(self.tickets, BTreeSet::new(), "no request without its outcome");
         for n in 0..self.devices.len() {
             let table = &self.tables[self.place_of(n)];
@@ -424,4 +560,71 @@ fn random_devices_of_three_places_settle() {
         reached.extend(world.reached);
     }
     assert_eq!(reached.into_iter().collect::<Vec<_>>(), OUTCOMES);
+}
+
+/// Gateways lose Redis, or each other, in any way and at any time: nobody is stuck, and both sides agree in the end.
+#[test]
+fn random_devices_of_three_gateways_settle_whatever_is_lost() {
+    let mut reached = BTreeSet::new();
+    for seed in 1..=400_u64 {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
+        let mut below = |limit: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            ((random >> 11) % limit as u64) as usize
+        };
+        let mut world = World::of_gateways(3, 6, Presence::Idle);
+        world.join_fails_each = below(7) as u32;
+        for step in 0..600 {
+            let (a, b) = (below(6), below(6));
+            let event = match below(50) {
+                0..6 => Event::Request(a, b),
+                6..10 => Event::Accept(a),
+                10 => Event::HangUp(a),
+                11 => Event::CallEnds(a),
+                12..16 => Event::Hello(a),
+                16 => Event::Disconnects(a),
+                17 if below(4) == 0 => Event::HalfTheTimePasses,
+                18 if a % 3 != b % 3 => Event::Stalls(a % 3, b % 3),
+                19 => Event::CannotSend(a % 3),
+                20 => Event::CannotReceive(a % 3),
+                21 => Event::IsWedged(a % 3),
+                22..26 => Event::Reconnects(a % 3),
+                _ => Event::Arrives(a % 3, b % 3),
+            };
+            world.happens(event);
+            if step % 50 == 49 {
+                world.settle();
+            }
+        }
+        (0..6).for_each(|n| _ = world.happens(Event::Disconnects(n)));
+        world.settle();
+        assert!(world.tables.iter().all(|table| table.legs.is_empty()), "nothing is left of seed {seed}");
+        reached.extend(world.reached);
+    }
+    assert_eq!(reached.into_iter().collect::<Vec<_>>(), OUTCOMES);
+}
+
+/// At each point of a call, one of the two gateways is cut off from Redis, in each way, while the other one is not.
+#[test]
+fn a_gateway_that_is_cut_off_leaves_no_call_behind_at_the_other_one() {
+    use Event::*;
+    let steps = [Request(0, 1), Arrives(0, 1), Arrives(1, 0), Accept(1), Arrives(1, 0), Arrives(0, 1)];
+    for length in 1..=steps.len() {
+        for (cut, cuts) in [0, 1]
+            .into_iter()
+            .flat_map(|place| [CannotSend(place), CannotReceive(place)].map(|cut| (place, cut)))
+        {
+            let mut world = World::of_gateways(2, 2, Presence::InCall);
+            for step in &steps[..length] {
+                assert!(world.happens(*step), "{step:?}");
+            }
+            world.happens(cuts);
+            assert!(world.tables[cut].legs.is_empty(), "{length} {cuts:?}");
+            world.settle();
+            assert!(world.tables.iter().all(|table| table.legs.is_empty()), "{length} {cuts:?}");
+            assert!(world.devices.iter().all(|(_, in_core)| *in_core == InCore::Alone), "{length} {cuts:?}");
+        }
+    }
 }
