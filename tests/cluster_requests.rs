@@ -10,7 +10,7 @@ mod support;
 use std::thread;
 
 use serde_json::{Value, json};
-use support::device::Device;
+use support::device::{Device, mac};
 use support::http::http_call;
 use support::redis::is_installed;
 use support::service::{Gateway, Service, TOKEN};
@@ -104,8 +104,11 @@ fn an_answer_after_its_time_is_found_by_its_id() {
     assert_eq!((status, &late["error"]), (500, &json!("timeout")), "{late}");
     answer_command(&mut device, "late");
     let path = format!("/api/commands/results/{}", late["id"].as_str().unwrap());
-    let (_, result) = two.wait_for("GET", &path, |(status, _)| *status == 200);
-    assert_eq!(result["data"]["content"][0]["text"], "late");
+    for asked in [one, two] {
+        let (_, result) = asked.wait_for("GET", &path, |(status, _)| *status == 200);
+        assert_eq!(result["data"]["content"][0]["text"], "late");
+    }
+    assert_eq!(one.get("/api/commands/results/7").0, 404);
 }
 
 #[test]
@@ -152,6 +155,138 @@ fn a_device_of_a_gateway_that_was_killed_is_not_connected_at_once_and_of_one_tha
     two.signal("KILL");
     one.wait_for("GET", &format!("/api/sessions/{}", of_two.mac), |(status, _)| *status == 404);
     assert_is_absent(one, &of_two.client_id);
+}
+
+/// Names of devices of all gateways, page by page.
+fn listed(gateway: &Gateway, limit: usize, filter: &str) -> Vec<(String, String)> {
+    let (mut all, mut after) = (Vec::new(), String::new());
+    loop {
+        let (status, page) = gateway.get(&format!("/api/sessions?limit={limit}{after}{filter}"));
+        assert_eq!((status, &page["unanswered"]), (200, &json!([])), "{page}");
+        let sessions = page["sessions"].as_array().unwrap();
+        assert!(sessions.len() <= limit, "{page}");
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        all.extend(sessions.iter().map(|session| (text(&session["gateway"]), text(&session["mac"]))));
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => return all,
+        }
+    }
+}
+
+#[test]
+fn lists_are_of_all_gateways_with_one_worker_and_with_several() {
+    if !is_installed() {
+        return;
+    }
+    for workers in [1, 3] {
+        let service = Service::start(&["one", "two", "three"], |config| config["workers"] = json!(workers));
+        let devices: Vec<_> = (1..12).map(|number| service.device(usize::from(number) % 3, number)).collect();
+        let name = |number: u8| ["one", "two", "three"][usize::from(number) % 3].to_owned();
+        let mut expected: Vec<_> = (1..12).map(|number| (name(number), mac(number))).collect();
+        expected.sort();
+        for gateway in &service.gateways {
+            for limit in [1, 2, 3, 7, 1000] {
+                let mut found = listed(gateway, limit, "");
+                found.sort();
+                assert_eq!(found, expected, "{limit}");
+            }
+            let of_two: Vec<_> = expected.iter().filter(|(name, _)| name == "two").cloned().collect();
+            let mut found = listed(gateway, 2, "&gateway=two");
+            found.sort();
+            assert_eq!(found, of_two);
+            assert!(listed(gateway, 9, "&gateway=self").iter().all(|(name, _)| *name == gateway.name));
+            let (_, page) = gateway.get("/api/sessions?limit=1");
+            assert_eq!((&page["devices"], &page["calls"]), (&json!(11), &json!(0)));
+        }
+        let one = &service.gateways[0];
+        let (status, nobody) = one.get("/api/sessions?gateway=nobody");
+        assert_eq!((status, &nobody["code"]), (404, &json!("no_such_gateway")));
+        assert_eq!(one.get("/api/sessions?after=7").0, 400);
+        assert_eq!(one.get("/api/sessions?limit=0").0, 400);
+        // Their states, and a message to all.
+        let names = json!({"clientIds": [devices[0].client_id, devices[1].mac, "02:00:00:00:00:77"]});
+        let (status, states) = one.post("/api/devices/status", &names);
+        assert_eq!(status, 200, "{states}");
+        let exists = |name: &str| states[name]["exists"].clone();
+        assert_eq!([exists(&devices[0].client_id), exists(&devices[1].mac)], [json!(true), json!(true)]);
+        assert_eq!(exists("02:00:00:00:00:77"), json!(false));
+        let message =
+            json!({"to": "all", "message": {"type": "alert", "status": "a", "message": "b", "emotion": "c"}});
+        let (status, sent) = one.post("/api/messages", &message);
+        let expected = json!({"sent": 11, "queued": 0, "offline": 0, "refused": 0, "notConnected": [], "unanswered": []});
+        assert_eq!((status, sent), (200, expected));
+        let (status, servers) = one.get("/api/servers");
+        assert_eq!((status, servers["servers"].as_array().unwrap().len()), (200, 3), "{servers}");
+        let named = json!({"clientIds": [devices[0].mac, devices[1].mac, "02:00:00:00:00:77"]});
+        let (status, left) = one.post("/api/devices/disconnect", &named);
+        let expected = json!({"disconnected": 2, "notConnected": ["02:00:00:00:00:77"], "unanswered": []});
+        assert_eq!((status, left), (200, expected));
+    }
+}
+
+#[test]
+fn lists_name_the_gateways_that_do_not_answer_and_say_that_redis_is_lost() {
+    if !is_installed() {
+        return;
+    }
+    let mut service = Service::start(&["one", "two"], |_| {});
+    let (here, there) = (service.device(0, 1), service.device(1, 2));
+    let both = json!({"clientIds": [here.mac, there.mac]});
+    let status = |service: &Service, names: &Value| service.gateways[0].post("/api/devices/status", names);
+    service.gateways[1].signal("STOP");
+    let (_, page) = service.gateways[0].get("/api/sessions");
+    assert_eq!((&page["devices"], &page["unanswered"]), (&json!(1), &json!(["two"])));
+    let (code, answer) = status(&service, &both);
+    assert_eq!(code, 503, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("two"), "{answer}");
+    assert_eq!(status(&service, &json!({"clientIds": [here.mac]})).0, 200);
+    service.gateways[1].signal("CONT");
+    service.gateways[0].wait_for("GET", "/api/sessions", |(_, page)| page["devices"] == 2);
+    service.redis.kill();
+    let one = &service.gateways[0];
+    one.wait_for("GET", "/api/gateways", |(_, list)| list["cluster"]["state"] == "unreachable");
+    let (_, page) = one.get("/api/sessions");
+    assert_eq!((&page["devices"], &page["redis"]), (&json!(1), &json!("unreachable")), "{page}");
+    let (code, answer) = status(&service, &both);
+    assert_eq!(code, 503, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("Redis"), "{answer}");
+    assert_eq!(one.get("/api/sessions?gateway=self").1["redis"], Value::Null);
+}
+
+#[test]
+fn a_call_that_has_ended_is_found_at_any_gateway() {
+    if !is_installed() {
+        return;
+    }
+    let service = Service::start(&["one", "two"], |_| {});
+    let [one, two] = &service.gateways[..] else { panic!() };
+    for (gateway, number) in [(0, 1), (1, 2), (1, 3)] {
+        let mut device = service.device(gateway, number);
+        let (_call, mut peer) = device.call(&service.server);
+        device.send_text(r#"{"type":"goodbye"}"#);
+        peer.expect_close(1000);
+    }
+    for asked in [one, two] {
+        let (_, page) = asked.wait_for("GET", "/api/calls", |(_, page)| {
+            page["calls"].as_array().is_some_and(|calls| calls.len() == 3)
+        });
+        let calls = page["calls"].as_array().unwrap();
+        assert_eq!((&page["next"], &page["unanswered"]), (&Value::Null, &json!([])));
+        let ids: Vec<_> = calls.iter().map(|call| call["id"].as_u64().unwrap()).collect();
+        assert!(ids.is_sorted_by(|a, b| a >= b), "{ids:?}");
+        for call in calls {
+            let gateway = if call["mac"] == mac(1) { "one" } else { "two" };
+            assert_eq!(call["gateway"], gateway, "{call}");
+            let (status, shown) = asked.get(&format!("/api/calls/{}", call["id"]));
+            assert_eq!((status, &shown["mac"]), (200, &call["mac"]), "{shown}");
+        }
+        assert_eq!(asked.get("/api/calls/1").0, 404);
+        let first = asked.get("/api/calls?limit=1").1;
+        let rest = asked.get(&format!("/api/calls?cursor={}", first["next"])).1;
+        let seen = [&first, &rest].map(|page| page["calls"].as_array().unwrap().len());
+        assert_eq!(seen.iter().sum::<usize>(), 3, "{first} {rest}");
+    }
 }
 
 /// Frames as another program may write them.

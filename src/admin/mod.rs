@@ -18,6 +18,7 @@ pub mod dto;
 pub mod error;
 pub mod event;
 pub mod forwarded;
+pub mod gateway_answers;
 pub mod gateways;
 pub mod http;
 pub mod messages;

@@ -102,14 +102,21 @@ pub enum Reach {
     Asked,
     /// The one that has the device.
     Device,
+    /// All of them together.
+    All,
+    /// Any that has what has this id.
+    AnyThatHas,
 }
 
 impl Endpoint {
     /// Which gateway of several can answer it.
     pub fn reach(self) -> Reach {
-        match self.scope() {
-            Scope::DeviceWorker => Reach::Device,
-            Scope::AnyWorker | Scope::AllWorkers => Reach::Asked,
+        match self {
+            Self::Sessions | Self::Calls | Self::Servers | Self::Errors => Reach::All,
+            Self::DevicesStatus | Self::Disconnect | Self::Messages => Reach::All,
+            Self::CommandResult | Self::NotifyState | Self::Call => Reach::AnyThatHas,
+            _ if self.scope() == Scope::DeviceWorker => Reach::Device,
+            _ => Reach::Asked,
         }
     }
 

@@ -61,7 +61,9 @@ impl Gateway {
         }
         let workers = self.workers_asked(endpoint);
         self.admin.wait_for_answer(id, head, &request, workers, &self.io);
-        self.hand_to_workers(request);
+        if self.ask_all_gateways(&mut request) {
+            self.hand_to_workers(request);
+        }
     }
 
     /// How many workers answer such a request together; 0 for any one of them.

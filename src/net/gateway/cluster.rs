@@ -16,6 +16,7 @@ use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{REDIS_COMMANDS, REDIS_SUBSCRIBER, SessionId};
 use crate::net::gateway::Gateway;
+use crate::net::gateway::all_gateways::Gathering;
 use crate::net::gateway::far_calls::FarCalls;
 use crate::net::gateway::far_requests::FarRequests;
 use crate::net::gateway::handle::Command;
@@ -40,6 +41,8 @@ pub(crate) struct ClusterPart {
     unreachable: Option<String>,
     /// Requests on their way to other gateways, and from them.
     pub(crate) requests: FarRequests,
+    /// Requests that other gateways answer together with this one, by id.
+    pub(crate) gatherings: HashMap<u64, Gathering>,
     /// Calls between devices of this gateway and of others.
     pub(crate) calls: FarCalls,
     /// What it is for that Redis is asked where devices are, by token.
@@ -58,6 +61,7 @@ impl Default for ClusterPart {
             remote_devices: RemoteDevices::default(),
             unreachable: None,
             requests: FarRequests::default(),
+            gatherings: HashMap::new(),
             calls: FarCalls::default(),
             locating: HashMap::new(),
             last_token: 0,

@@ -4,7 +4,7 @@ use mio::event::Event;
 
 use crate::admin::answer::Answer;
 use crate::admin::gateways::{ClusterDto, GatewayDto};
-use crate::net::admin::request::AdminResponse;
+use crate::net::admin::request::{AdminRequest, AdminResponse};
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -73,6 +73,10 @@ impl Gateway {
 
     pub(super) fn collect_answer(&mut self, response: AdminResponse) -> Option<Answer> {
         self.admin.collect(response, &self.io)
+    }
+
+    pub(super) fn ask_all_gateways(&mut self, _: &mut AdminRequest) -> bool {
+        true
     }
 
     pub(super) fn on_own_answer(&mut self, request_id: u64, answer: Answer) {

@@ -11,7 +11,7 @@ use crate::admin::dto;
 use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::passed_on::{PassedOn, decode_answer, encode_answer};
 use crate::admin::response::Response;
-use crate::admin::routes::Endpoint;
+use crate::admin::routes::{Endpoint, Reach};
 use crate::cluster::{GatewayId, Kind, Location, MAX_PAYLOAD};
 use crate::net::admin::request::{AdminRequest, AdminResponse, Answers};
 use crate::net::event_loop::io::{Io, TimerKind};
@@ -26,6 +26,10 @@ const MAX_ASKED: usize = 512;
 const MAX_SERVED: usize = 256;
 /// How long another gateway has to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long all gateways have for what they answer together.
+const LIST_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long they have for a message to many, which they send to some devices at a time.
+const MESSAGES_TIMEOUT: Duration = Duration::from_secs(50);
 /// How much longer than a device it has when it must wait for one.
 const DEVICE_MARGIN: Duration = Duration::from_secs(1);
 /// Bytes of an answer in one frame, so that audio between gateways does not wait for a long one.
@@ -73,8 +77,11 @@ fn is_served(request_id: u64) -> bool {
 }
 
 /// How long another gateway has for it.
-fn timeout_of(endpoint: Endpoint, io: &Io) -> Duration {
+pub(super) fn timeout_of(endpoint: Endpoint, io: &Io) -> Duration {
     match endpoint {
+        Endpoint::Messages => MESSAGES_TIMEOUT,
+        Endpoint::Disconnect => ANSWER_TIMEOUT,
+        _ if matches!(endpoint.reach(), Reach::All | Reach::AnyThatHas) => LIST_TIMEOUT,
         Endpoint::Command | Endpoint::CallRequest | Endpoint::CallAccept => {
             io.config.api.command_timeout + DEVICE_MARGIN
         }
@@ -87,6 +94,11 @@ impl Gateway {
 
     /// An answer of this gateway is complete; what it has no device for is asked of another gateway.
     pub(super) fn on_own_answer(&mut self, request_id: u64, answer: Answer) {
+        let answer = match is_served(request_id) {
+            true => Some(answer),
+            false => self.gather_own(request_id, answer),
+        };
+        let Some(answer) = answer else { return };
         let (step, otherwise) = match answer {
             Answer::NotHere(otherwise) if !is_served(request_id) => (Step::Locate, otherwise),
             Answer::TargetNotHere(otherwise) => (Step::LocateTarget, otherwise),
@@ -160,7 +172,9 @@ impl Gateway {
 
     /// A part of an answer, or its rest.
     pub(super) fn on_far_answer(&mut self, from: GatewayId, request_id: u64, payload: &[u8], is_rest: bool) {
-        let Some(asked) = self.cluster.requests.asked.get_mut(&request_id) else { return };
+        let Some(asked) = self.cluster.requests.asked.get_mut(&request_id) else {
+            return self.on_gathered(from, request_id, payload, is_rest);
+        };
         let Step::Wait(gateway, parts) = &mut asked.step else { return };
         if *gateway != from {
             return;
@@ -186,6 +200,7 @@ impl Gateway {
     /// A request may have waited long enough.
     pub(super) fn on_far_request_timer(&mut self, request_id: u64) {
         self.cluster.requests.served.remove(&request_id);
+        self.on_gathering_timer(request_id);
         let Some(asked) = self.cluster.requests.asked.remove(&request_id) else { return };
         let Step::Wait(id, _) = asked.step else { return self.refuse_unknown(&asked.request) };
         let name = self.gateway_name(id);
@@ -203,6 +218,7 @@ impl Gateway {
             self.finish_request(request_id, asked.otherwise);
         }
         self.cluster.requests.served.retain(|_, served| served.from != gone);
+        self.give_up_gathering(|_, id| id == gone);
     }
 
     /// Redis is lost, and with it all answers.
@@ -210,6 +226,7 @@ impl Gateway {
         for (_, asked) in self.take_asked(|_| true) {
             self.refuse_unknown(&asked.request);
         }
+        self.give_up_gathering(|_, _| true);
     }
 
     fn take_asked(&mut self, which: impl Fn(&Asked) -> bool) -> Vec<(u64, Asked)> {
@@ -280,7 +297,7 @@ impl Gateway {
     }
 
     /// Sends the response to whoever has asked.
-    fn finish_request(&mut self, request_id: u64, response: Response) {
+    pub(super) fn finish_request(&mut self, request_id: u64, response: Response) {
         if !is_served(request_id) {
             return self.admin.finish(request_id, &response, &mut self.io);
         }

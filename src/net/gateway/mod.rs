@@ -3,6 +3,8 @@
 
 pub(crate) mod admin_handlers;
 pub(crate) mod admin_requests;
+#[cfg(feature = "cluster")]
+mod all_gateways;
 pub(crate) mod apply;
 pub(crate) mod audio_events;
 pub(crate) mod backend_events;
