@@ -1,7 +1,8 @@
 //! The other gateways: what devices and Redis do, told to each other. The first worker has the connections to Redis.
 
 use std::collections::HashMap;
-use std::time::SystemTime;
+use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime};
 
 use getrandom::Error as RandomError;
 use log::{info, warn};
@@ -23,6 +24,7 @@ use crate::net::gateway::handle::Command;
 use crate::net::gateway::remote_calls::RemoteCalls;
 use crate::net::gateway::remote_devices::RemoteDevices;
 use crate::net::log_limiter::{LogLimiter, suppressed_suffix};
+use crate::net::media::credentials::local_address;
 use crate::proto::identity::{ClientId, Mac};
 
 /// Set in the number of a connection that a call waits for, after its device has lost one to another gateway.
@@ -37,6 +39,8 @@ pub(crate) struct ClusterPart {
     pub(crate) remote_calls: RemoteCalls,
     /// Calls here whose device may be connected to another gateway.
     pub(crate) remote_devices: RemoteDevices,
+    /// That of this machine in its network.
+    local_ip: Option<Ipv4Addr>,
     /// Why Redis cannot be used, in words; `None` while it can, and before that is known.
     unreachable: Option<String>,
     /// Requests on their way to other gateways, and from them.
@@ -57,6 +61,7 @@ impl Default for ClusterPart {
         Self {
             client: ClusterClient::default(),
             last_connection: 0,
+            local_ip: None,
             remote_calls: RemoteCalls::default(),
             remote_devices: RemoteDevices::default(),
             unreachable: None,
@@ -65,7 +70,7 @@ impl Default for ClusterPart {
             calls: FarCalls::default(),
             locating: HashMap::new(),
             last_token: 0,
-            peer_log: LogLimiter::new(10, std::time::Duration::from_secs(1)),
+            peer_log: LogLimiter::new(10, Duration::from_secs(1)),
         }
     }
 }
@@ -99,6 +104,7 @@ impl Gateway {
         let id = GatewayId(getrandom::u64()?);
         let host_name = host_name();
         self.cluster.client.start(id, &host_name, self.handle.waker(), &self.io);
+        self.cluster.local_ip = local_address();
         self.announce_info();
         // Arms the first timer.
         self.advance_cluster();
@@ -143,13 +149,14 @@ impl Gateway {
 
     fn announce_info(&mut self) {
         let (devices, calls) = (self.all_devices(), self.all_calls());
-        let (addresses, draining) = (self.addresses, self.lifecycle.is_draining());
+        let [mqtt, udp, api] = self.reachable_addresses(self.cluster.local_ip);
+        let draining = self.lifecycle.is_draining();
         self.cluster.client.set_info(|| OwnInfo {
             name: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            mqtt: addresses.mqtt.to_string(),
-            udp: addresses.udp.to_string(),
-            api: addresses.api.map(|api| api.to_string()).unwrap_or_default(),
+            mqtt,
+            udp,
+            api,
             devices,
             calls,
             draining,

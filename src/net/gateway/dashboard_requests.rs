@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::iter;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use log::info;
@@ -13,10 +13,12 @@ use crate::admin::gateways::{GatewayDto, GatewayList};
 use crate::admin::params::{BadParameter, Members};
 use crate::admin::response::Response;
 use crate::admin::servers::{ServerDto, ServerList};
-use crate::config::ChatServerConfig;
+use crate::config::{ChatServerConfig, PublicIp};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::admin_handlers::{bad_json, bad_parameter};
+use crate::net::gateway::handle::Addresses;
+use crate::net::media::credentials::local_address;
 use crate::proto::identity::{ClientId, Mac, MacPrefix};
 use crate::session::Core;
 use crate::text;
@@ -48,14 +50,15 @@ impl Gateway {
     /// This gateway, and the others that are heard through Redis.
     pub(super) fn handle_gateways(&self) -> Response {
         let (name, run) = self.cluster_identity();
+        let [mqtt, udp, api] = self.reachable_addresses(local_address());
         let own = GatewayDto {
             name,
             run,
             is_self: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            mqtt: self.addresses.mqtt.to_string(),
-            udp: self.addresses.udp.to_string(),
-            api: self.addresses.api.map(|api| api.to_string()).unwrap_or_default(),
+            mqtt,
+            udp,
+            api,
             devices: self.all_devices(),
             calls: self.all_calls(),
             draining: self.lifecycle.is_draining(),
@@ -112,6 +115,24 @@ impl Gateway {
             present.into_iter().for_each(|id| self.drive(id, Core::on_reload));
         }
         Answer::Denied { mac, denied: deny, disconnected }
+    }
+
+    /// Where others reach MQTT, audio and the API of this gateway: `local_ip` stands for a listener on all addresses. The last is empty
+    /// without an API.
+    pub(super) fn reachable_addresses(&self, local_ip: Option<Ipv4Addr>) -> [String; 3] {
+        let Addresses { mqtt, udp, api, .. } = self.addresses;
+        let reachable = |mut addr: SocketAddr| {
+            if let Some(ip) = local_ip.filter(|_| addr.ip().is_unspecified()) {
+                addr.set_ip(ip.into());
+            }
+            addr.to_string()
+        };
+        let udp = match &self.io.config.udp.public_ip {
+            PublicIp::Auto => reachable(udp),
+            PublicIp::Ip(ip) => SocketAddr::new(*ip, udp.port()).to_string(),
+            public @ PublicIp::Host(_) => format!("{public}:{}", udp.port()),
+        };
+        [reachable(mqtt), udp, api.map(reachable).unwrap_or_default()]
     }
 
     /// Tells an operator what a new device needs.
