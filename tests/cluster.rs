@@ -26,7 +26,7 @@ use support::redis::{Proxy, RedisServer, is_installed};
 
 /// What docs/security.md says suffices.
 const ACL: &str =
-    "~p:* &p:* -@all +ping +set +get +mget +expire +eval +del +publish +subscribe +client|setname";
+    "~p:* &p:* -@all +ping +set +get +mget +expire +pttl +eval +del +publish +subscribe +client|setname";
 
 /// A gateway with this Redis.
 fn gateway(url: &str, name: &str, change: impl FnOnce(&mut Config)) -> Running {

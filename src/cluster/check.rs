@@ -6,8 +6,7 @@ use super::resp::{self, Reply};
 use super::{GatewayId, Settings};
 
 /// What a user of Redis needs, with `PREFIX` for the configured one; the database 0.
-pub const PERMISSIONS: &str =
-    "~PREFIX:* &PREFIX:* -@all +ping +set +get +mget +expire +eval +del +publish +subscribe +client|setname";
+pub const PERMISSIONS: &str = "~PREFIX:* &PREFIX:* -@all +ping +set +get +mget +expire +pttl +eval +del +publish +subscribe +client|setname";
 
 /// A command to be tried.
 pub struct CheckCommand {
@@ -59,6 +58,7 @@ pub fn commands(settings: &Settings, id: GatewayId) -> Vec<CheckCommand> {
         command("GET", &[b"GET", key]),
         command("MGET", &[b"MGET", key]),
         command("EXPIRE", &[b"EXPIRE", key, b"15"]),
+        command("PTTL", &[b"PTTL", key]),
         command("EVAL", &[b"EVAL", HOLD, b"1", key, b"1", b"15"]),
         command("DEL in EVAL", &[b"EVAL", DELETE, b"1", key, b"1"]),
         command("PUBLISH", &[b"PUBLISH", channel(settings, id).as_bytes(), &frame]),

@@ -1,6 +1,6 @@
 //! Commands to Redis and what follows from their replies, and the messages of the channels.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::{Cluster, DISTRUST, Expect, Expected};
 use super::frame::{self, Frame, kind};
@@ -8,6 +8,9 @@ use super::link::Connection;
 use super::name::{NAME_TTL_S, NameStep, REFRESH};
 use super::resp::Reply;
 use super::{FIRST_KIND, GatewayId, Outcome};
+
+/// The longest time that a bucket of hellos may need: what is in Redis may be anybody's.
+const HELLOS_MAX: Duration = Duration::from_secs(600);
 
 /// Takes a key for a value unless it has another one. Returns an empty text, or that other one.
 pub(super) const HOLD: &[u8] = b"local v=redis.call('GET',KEYS[1]) if v and v~=ARGV[1] then return v end \
@@ -104,6 +107,12 @@ impl Cluster {
             Expect::Refresh(macs) => self.on_refresh_reply(&macs, reply, now),
             Expect::CallRecord(record) => self.on_call_record_reply(record, &reply, now),
             Expect::CallRecordWritten(record) => self.on_call_record_written(record, &reply, now),
+            Expect::Hellos(mac) => {
+                if let Reply::Integer(ms @ 1..) = reply {
+                    let full_in = Duration::from_millis(ms.unsigned_abs()).min(HELLOS_MAX);
+                    self.outcomes.push(Outcome::Hellos { mac, full_in });
+                }
+            }
             Expect::Locate(token) => self.on_locate_reply(token, &reply, now),
         }
     }
@@ -191,7 +200,7 @@ impl Cluster {
         };
         let (channel, frame) = (self.channel_of(id), self.frame(kind::PROBE, b""));
         let what = Expect::Name(NameStep::Probe(name, holder.to_vec()));
-        self.command(&[b"PUBLISH", channel.as_bytes(), &frame], what, now);
+        self.publish_on(&channel, &frame, what, now);
     }
 
     fn take_name_over(&mut self, name: String, from: &[u8], now: Instant) {
@@ -211,19 +220,24 @@ impl Cluster {
 
     pub(super) fn probe(&mut self, now: Instant) {
         let (channel, frame) = (self.channel_of(self.id), self.frame(kind::PROBE, b""));
-        self.command(&[b"PUBLISH", channel.as_bytes(), &frame], Expect::Probe, now);
+        self.publish_on(&channel, &frame, Expect::Probe, now);
     }
 
     pub(super) fn publish_to_all(&mut self, kind: u8, payload: &[u8], now: Instant) {
         let (channel, frame) = (self.key("all"), self.frame(kind, payload));
-        self.command(&[b"PUBLISH", channel.as_bytes(), &frame], Expect::Anything, now);
+        self.publish_on(&channel, &frame, Expect::Anything, now);
+    }
+
+    fn publish_on(&mut self, channel: &str, message: &[u8], what: Expect, now: Instant) {
+        let message = self.seal.seal(channel.as_bytes(), message);
+        self.command(&[b"PUBLISH", channel.as_bytes(), &message], what, now);
     }
 
     pub(super) fn publish(&mut self, to: GatewayId, bundle: &[u8], now: Instant) {
         self.counters.published += 1;
         self.counters.published_bytes += bundle.len() as u64;
         let channel = self.channel_of(to);
-        self.command(&[b"PUBLISH", channel.as_bytes(), bundle], Expect::Published(to), now);
+        self.publish_on(&channel, bundle, Expect::Published(to), now);
     }
 
     /// What the subscriber got.
@@ -243,7 +257,10 @@ impl Cluster {
             [kind, channel, payload] if kind.bytes() == Some(b"message") => {
                 let (Some(channel), Some(payload)) = (channel.bytes(), payload.bytes()) else { return };
                 let to_all = channel == self.key("all").as_bytes();
-                self.on_frames(to_all, payload, now);
+                match self.seal.open(channel, payload).map(<[u8]>::to_vec) {
+                    Some(message) => self.on_frames(to_all, &message, now),
+                    None => self.on_foreign_message(now),
+                }
             }
             _ => {}
         }

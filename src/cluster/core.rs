@@ -10,6 +10,7 @@ use super::outbox::Outbox;
 use super::peers::Peers;
 use super::presence::{CallRecord, Presence};
 use super::resp::Reply;
+use super::seal::Seal;
 use super::{ClusterState, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer, SendError};
 use crate::proto::identity::Mac;
 
@@ -44,6 +45,8 @@ pub struct Settings {
     pub password: Option<Vec<u8>>,
     /// The number of the database.
     pub database: u32,
+    /// `mqtt.signature_key`, which signs messages between gateways, and keys that are accepted besides. Without any, none is signed.
+    pub keys: Vec<Vec<u8>>,
 }
 
 /// What was counted since the start.
@@ -65,6 +68,8 @@ pub struct Counters {
     pub dropped: u64,
     /// Messages and values in Redis that no gateway of this version has written.
     pub malformed: u64,
+    /// Messages that are not signed with a key of this gateway.
+    pub foreign: u64,
     /// Connections of devices that were closed since the device connected elsewhere.
     pub connected_elsewhere: u64,
 }
@@ -93,6 +98,8 @@ pub(super) enum Expect {
     Restored(Mac, u32),
     Refresh(Vec<Mac>),
     Locate(u64),
+    /// In how many milliseconds the device's bucket of hellos is full.
+    Hellos(Mac),
     /// The record of a device whose call waits for it.
     CallRecord(CallRecord),
     CallRecordWritten(CallRecord),
@@ -107,6 +114,7 @@ pub struct Cluster {
     pub(super) subscriber: Link,
     pub(super) expected: VecDeque<Expected>,
     pub(super) outbox: Outbox,
+    pub(super) seal: Seal,
     pub(super) name: OwnName,
     pub(super) peers: Peers,
     pub(super) presence: Presence,
@@ -121,6 +129,7 @@ pub struct Cluster {
     pub(super) was_connected: bool,
     pub(super) distrusted_until: Option<Instant>,
     refused_until: Option<Instant>,
+    foreign_until: Option<Instant>,
     pub(super) actions: Vec<Action>,
     pub(super) outcomes: Vec<Outcome>,
     pub(super) counters: Counters,
@@ -136,6 +145,7 @@ impl Cluster {
             subscriber: Link::new(id.0.rotate_left(32) | 1, now),
             expected: VecDeque::new(),
             outbox: Outbox::default(),
+            seal: Seal::new(settings.keys.clone()),
             name: OwnName::new(settings.name.clone(), now),
             settings,
             peers: Peers::default(),
@@ -149,6 +159,7 @@ impl Cluster {
             was_connected: false,
             distrusted_until: None,
             refused_until: None,
+            foreign_until: None,
             actions: Vec::new(),
             outcomes: Vec::new(),
             counters: Counters::default(),
@@ -207,6 +218,11 @@ impl Cluster {
     /// How long Redis took to answer, since the last call.
     pub fn take_round_trips(&mut self) -> Vec<Duration> {
         std::mem::take(&mut self.round_trips)
+    }
+
+    /// The keys have changed; see [`Settings::keys`].
+    pub fn set_keys(&mut self, keys: Vec<Vec<u8>>) {
+        self.seal = Seal::new(keys);
     }
 
     /// What this gateway announces from now on.
@@ -528,6 +544,15 @@ impl Cluster {
         if self.refused_until.is_none_or(|until| until <= now) {
             self.refused_until = Some(now + REFUSED_INTERVAL);
             self.outcomes.push(Outcome::Refused(text.clone()));
+        }
+    }
+
+    /// A message has no valid signature.
+    pub(super) fn on_foreign_message(&mut self, now: Instant) {
+        self.counters.foreign += 1;
+        if self.foreign_until.is_none_or(|until| until <= now) {
+            self.foreign_until = Some(now + REFUSED_INTERVAL);
+            self.outcomes.push(Outcome::ForeignMessage);
         }
     }
 

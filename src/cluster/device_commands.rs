@@ -26,6 +26,8 @@ impl Cluster {
     pub fn device_connected(&mut self, mac: Mac, connection: u32, client: u64, since: u64, now: Instant) {
         let mut entry = Entry { connection, client, since, registration: Registration::None };
         if self.can_command() {
+            let key = self.hellos_key(mac);
+            self.command(&[b"PTTL", key.as_bytes()], Expect::Hellos(mac), now);
             entry.registration = Registration::Pending;
             let (key, record) = (self.device_key(mac), entry.record(self.id, Origin::Connected).to_string());
             let parts: [&[u8]; 6] =
@@ -43,6 +45,19 @@ impl Cluster {
         if self.can_command() {
             self.restore(mac, entry, now);
         }
+    }
+
+    /// The bucket of hellos of a device that leaves is full in this time. The next gateway that it connects to asks for that.
+    pub fn keep_hellos(&mut self, mac: Mac, full_in: Duration, now: Instant) {
+        if self.can_command() {
+            let (key, ms) = (self.hellos_key(mac), full_in.as_millis().to_string());
+            let parts: [&[u8]; 5] = [b"SET", key.as_bytes(), b"1", b"PX", ms.as_bytes()];
+            self.command(&parts, Expect::Anything, now);
+        }
+    }
+
+    fn hellos_key(&self, mac: Mac) -> String {
+        self.key(&format!("hellos:{mac}"))
     }
 
     /// This connection of the device has ended. Without effect when there is a newer one.

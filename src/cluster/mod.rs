@@ -7,6 +7,7 @@
 //! ```text
 //! PREFIX:gateway:NAME    the run id of the gateway with this name; 15 s, refreshed every 5 s
 //! PREFIX:device:MAC      a Record: where a device is connected; 75 s, refreshed every 25 s
+//! PREFIX:hellos:MAC      as long as the device's bucket of hellos is not full
 //! PREFIX:all             channel: every gateway announces itself every 3 s
 //! PREFIX:to:RUNID        channel: frames for one gateway
 //! ```
@@ -28,6 +29,7 @@ mod outbox;
 mod peers;
 mod presence;
 mod resp;
+mod seal;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -144,6 +144,15 @@ pub enum Outcome {
     Unreachable(String),
     /// Redis refused a command; in its words. At most once a minute.
     Refused(String),
+    /// A message on a channel is not signed with a key of this gateway. At most once a minute.
+    ForeignMessage,
+    /// A device that has connected may have said hello at another gateway a moment ago: its bucket of hellos is full in this time.
+    Hellos {
+        /// Its MAC.
+        mac: Mac,
+        /// From now on.
+        full_in: Duration,
+    },
     /// Another gateway that runs has the name which this one had or wanted, so that this one takes another.
     NameTaken {
         /// The name.

@@ -23,6 +23,7 @@ fn run(data: &[u8], piece: usize, mut now: Instant) -> Vec<String> {
         user: None,
         password: Some(b"secret".to_vec()),
         database: 1,
+        keys: Vec::new(),
     };
     let mut cluster = Cluster::new(GatewayId(0x1000), settings, now);
     let (mut reader, mut trace) = (FieldReader(data), Vec::new());

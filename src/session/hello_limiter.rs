@@ -35,6 +35,18 @@ impl HelloLimiter {
     }
 }
 
+impl HelloLimiter {
+    /// How long it takes until the bucket of a device that has proved who it is is full.
+    pub fn full_in(&self, mac: Mac, now: Instant) -> Duration {
+        self.0.full_in(&(mac, None), now)
+    }
+
+    /// A device that has proved who it is has said hello elsewhere: its bucket is full in this time at the earliest.
+    pub fn delay(&mut self, mac: Mac, full_in: Duration, now: Instant) {
+        self.0.delay((mac, None), full_in, now);
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -49,6 +49,17 @@ impl<K: Eq + Hash> RateLimiter<K> {
         Some(std::mem::take(&mut bucket.refused))
     }
 
+    /// How long it takes until the bucket of `key` is full.
+    pub fn full_in(&self, key: &K, now: Instant) -> Duration {
+        self.buckets.get(key).map_or(Duration::ZERO, |bucket| bucket.full_at.saturating_duration_since(now))
+    }
+
+    /// The bucket of `key` is full in this time at the earliest.
+    pub fn delay(&mut self, key: K, full_in: Duration, now: Instant) {
+        let bucket = self.buckets.entry(key).or_insert(Bucket { full_at: now, refused: 0 });
+        bucket.full_at = bucket.full_at.max(now + full_in);
+    }
+
     fn prune(&mut self, now: Instant) {
         self.buckets.retain(|_, bucket| bucket.full_at > now || bucket.refused > 0);
         if self.buckets.len() >= KEYS_MAX {

@@ -285,3 +285,20 @@ fn the_record_follows_a_device_that_is_away_from_its_call() {
     assert_eq!(scenario.take(0), []);
     assert_eq!(scenario.redis.record(mac(1)), Some(record(0, 80, Origin::Restored)));
 }
+
+#[test]
+fn the_bucket_of_hellos_of_a_device_that_leaves_is_asked_for_by_the_next_gateway() {
+    let mut scenario = Scenario::new(2);
+    scenario.connect_device(0, mac(1), 5);
+    scenario.settle();
+    scenario.gateways[0].keep_hellos(mac(1), Duration::from_secs(14), scenario.now);
+    scenario.disconnect_device(0, mac(1), 5);
+    scenario.run_for(4);
+    scenario.connect_device(1, mac(1), 6);
+    scenario.settle();
+    assert_eq!(scenario.take(1), [Outcome::Hellos { mac: mac(1), full_in: Duration::from_secs(10) }]);
+    scenario.run_for(11);
+    scenario.connect_device(0, mac(1), 7);
+    scenario.settle();
+    assert_eq!(scenario.take(0), []);
+}

@@ -17,6 +17,7 @@ fn a_connection_greets_redis_with_user_password_and_database() {
         user: Some("u".to_owned()),
         password: Some(b"secret".to_vec()),
         database: 3,
+        keys: Vec::new(),
     };
     let mut cluster = Cluster::new(id(0), settings, now);
     cluster.on_timeout(now);
@@ -158,4 +159,30 @@ fn a_replica_is_left() {
     scenario.settle();
     let expected = "READONLY You can't write against a read only replica.";
     assert_eq!(scenario.take(0), [Outcome::Unreachable(expected.to_owned())]);
+}
+
+#[test]
+fn messages_without_a_signature_are_ignored_and_gateways_with_one_key_hear_each_other() {
+    let mut scenario = Scenario::stopped();
+    let add = |scenario: &mut Scenario, name: &str, keys: &[&str]| {
+        let keys = keys.iter().map(|key| key.as_bytes().to_vec()).collect();
+        let (prefix, name) = ("p".to_owned(), name.to_owned());
+        scenario.add_with(Settings { name, prefix, user: None, password: None, database: 0, keys })
+    };
+    let one = add(&mut scenario, "one", &["new", "old"]);
+    let two = add(&mut scenario, "two", &["old", "new"]);
+    let stranger = add(&mut scenario, "stranger", &[]);
+    scenario.run_for(5);
+    let peers = |gateway: usize| scenario.gateways[gateway].peers().map(|peer| peer.id).collect::<Vec<_>>();
+    assert_eq!((peers(one), peers(two)), (vec![id(two)], vec![id(one)]));
+    assert!(scenario.gateways[one].counters().foreign > 0);
+    let foreign = |outcomes: Vec<Outcome>| outcomes.iter().filter(|o| **o == Outcome::ForeignMessage).count();
+    assert_eq!(foreign(scenario.take(one)), 1, "once a minute");
+    let now = scenario.now;
+    assert_eq!(scenario.gateways[stranger].send(id(one), crate::cluster::FIRST_KIND, 1, b"x", now), Ok(()));
+    assert_eq!(scenario.gateways[two].send(id(one), crate::cluster::FIRST_KIND, 2, b"y", now), Ok(()));
+    scenario.settle();
+    let received =
+        Outcome::Received { from: id(two), kind: crate::cluster::FIRST_KIND, id: 2, payload: b"y".to_vec() };
+    assert_eq!(scenario.take(one), [received]);
 }

@@ -63,6 +63,7 @@ impl Scenario {
             user: None,
             password: None,
             database: 0,
+            keys: Vec::new(),
         };
         self.add_with(settings)
     }

@@ -127,6 +127,10 @@ impl RedisModel {
                 let entry = self.keys.get_mut(&text(1));
                 integer(entry.map(|entry| entry.1 = until).is_some().into())
             }
+            "PTTL" => match self.keys.get(&text(1)) {
+                Some((_, until)) => integer((*until - self.now).as_millis() as i64),
+                None => integer(-2),
+            },
             "SET" => self.set(parts),
             "EVAL" => self.eval(parts),
             other => panic!("{other} is not in the minimal ACL"),
@@ -141,8 +145,9 @@ impl RedisModel {
         if words.iter().any(|word| word == "NX") && before.is_some() {
             return bulk(None);
         }
-        let ttl = words.iter().position(|word| word == "EX").expect("every key has a TTL");
-        self.keys.insert(words[1].clone(), (parts[2].clone(), self.now + seconds(&words[ttl + 1])));
+        let ttl = words.iter().position(|word| word == "EX" || word == "PX").expect("every key has a TTL");
+        let ttl = seconds(&words[ttl + 1]) / if words[ttl] == "PX" { 1_000 } else { 1 };
+        self.keys.insert(words[1].clone(), (parts[2].clone(), self.now + ttl));
         match words.iter().any(|word| word == "GET") {
             true => bulk(before.as_ref()),
             false => b"+OK\r\n".to_vec(),

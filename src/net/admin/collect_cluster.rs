@@ -38,6 +38,7 @@ pub(super) fn write_cluster_metrics(cluster: &ClusterClient, families: &mut Metr
             ("received", counters.received),
             ("dropped", counters.dropped),
             ("malformed", counters.malformed),
+            ("foreign", counters.foreign),
         ],
     );
     families.labelled(

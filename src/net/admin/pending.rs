@@ -54,6 +54,7 @@ impl AdminServer {
     }
 
     /// The request that a connection waits for the answer of.
+    #[cfg(feature = "cluster")]
     pub(crate) fn original_request(&mut self, request_id: u64) -> Option<&mut AdminRequest> {
         Some(&mut self.pending(request_id)?.request)
     }

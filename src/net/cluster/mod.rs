@@ -62,6 +62,7 @@ impl ClusterClient {
             user: redis.user.clone(),
             password: redis.password.as_ref().map(|password| password.as_bytes().to_vec()),
             database: redis.database,
+            keys: keys(&io.config),
         };
         self.0 = Some(Box::new(Client {
             cluster: Cluster::new(id, settings, io.now),
@@ -125,6 +126,13 @@ impl ClusterClient {
         self.0.as_ref().map(|client| &client.round_trips)
     }
 
+    /// The configuration was read again.
+    pub(crate) fn on_reload(&mut self, config: &Config) {
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.set_keys(keys(config));
+        }
+    }
+
     /// What this gateway announces from now on.
     pub(crate) fn set_info(&mut self, info: impl FnOnce() -> OwnInfo) {
         if let Some(cluster) = self.cluster_mut() {
@@ -171,6 +179,13 @@ impl ClusterClient {
     pub(crate) fn call_waits(&mut self, call: WaitingCall, io: &Io) {
         if let Some(cluster) = self.cluster_mut() {
             cluster.call_waits(call, io.now);
+        }
+    }
+
+    /// A device leaves whose bucket of hellos is not full; see [`Cluster::keep_hellos`].
+    pub(crate) fn keep_hellos(&mut self, mac: Mac, full_in: Duration, io: &Io) {
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.keep_hellos(mac, full_in, io.now);
         }
     }
 
@@ -382,6 +397,12 @@ impl Client {
             self.armed_tick = Some(io.timers.arm(at, TimerKind::Redis));
         }
     }
+}
+
+/// The keys that sign messages between gateways.
+fn keys(config: &Config) -> Vec<Vec<u8>> {
+    let keys = config.mqtt.signature_key.iter().chain(&config.mqtt.previous_signature_keys);
+    keys.map(|key| key.as_bytes().to_vec()).collect()
 }
 
 /// Reads the CA file, if there is one.

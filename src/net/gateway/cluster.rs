@@ -91,6 +91,8 @@ pub(crate) enum DeviceChange {
     LeftCall { mac: Mac, connection: u32, call_at: GatewayId, number: u32 },
     /// A call here waits for a connection.
     CallWaits(WaitingCall),
+    /// It leaves, and its bucket of hellos is full in this time.
+    Hellos { mac: Mac, full_in: Duration },
     /// A later connection has ended, of another client id; this one is still there.
     Remains { mac: Mac, connection: u32, client: u64, since: u64 },
 }
@@ -261,6 +263,14 @@ impl Gateway {
             Outcome::Registered { mac, connection, asked } => {
                 self.tell_registered(mac, connection, asked);
             }
+            Outcome::Hellos { mac, full_in } => match self.workers.other_worker_of(mac) {
+                Some(worker) => self.workers.send(worker, Command::HellosElsewhere { mac, full_in }),
+                None => self.hellos.delay(mac, full_in, self.io.now),
+            },
+            Outcome::ForeignMessage => warn!(
+                "cluster: a message of another gateway is ignored, which is not signed with mqtt.signature_key: \
+                 all gateways need the same key"
+            ),
             Outcome::Received { from, kind, id, payload } if ConnectionMessage::is_kind(kind) => {
                 if let Some(message) = ConnectionMessage::decode(kind, id, &payload) {
                     self.route_connection_message(from, message);
@@ -369,6 +379,10 @@ impl Gateway {
         if connection == 0 {
             return;
         }
+        let full_in = self.hellos.full_in(mac, self.io.now);
+        if !full_in.is_zero() {
+            self.tell_cluster(DeviceChange::Hellos { mac, full_in });
+        }
         self.tell_cluster(match self.cluster.remote_calls.gateway_of(id) {
             Some(call_at) => {
                 DeviceChange::LeftCall { mac, connection, call_at, number: connection | WAITING }
@@ -409,6 +423,7 @@ impl Gateway {
             DeviceChange::LeftCall { mac, connection, call_at, number } => {
                 client.device_left_call(mac, connection, call_at, number, io);
             }
+            DeviceChange::Hellos { mac, full_in } => client.keep_hellos(mac, full_in, io),
             DeviceChange::CallWaits(call) => client.call_waits(call, io),
             DeviceChange::Remains { mac, connection, client: hash, since } => {
                 client.device_remains(mac, connection, hash, since, io);

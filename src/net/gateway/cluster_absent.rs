@@ -4,6 +4,7 @@ use mio::event::Event;
 
 use crate::admin::answer::Answer;
 use crate::admin::gateways::{ClusterDto, GatewayDto};
+use crate::config::Config;
 use crate::net::admin::request::{AdminRequest, AdminResponse};
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::token::SessionId;
@@ -15,8 +16,17 @@ use crate::session::{DropReason, RelayId, RelayMessage};
 /// Nothing.
 #[derive(Default)]
 pub(crate) struct ClusterPart {
+    pub(crate) client: NoClient,
     pub(crate) remote_calls: NoRemote,
     pub(crate) remote_devices: NoRemote,
+}
+
+/// No Redis.
+#[derive(Default)]
+pub(crate) struct NoClient;
+
+impl NoClient {
+    pub(crate) fn on_reload(&self, _: &Config) {}
 }
 
 /// No other gateway.

@@ -66,6 +66,12 @@ pub(crate) enum Command {
         connection: u32,
         asked: Option<GatewayId>,
     },
+    /// From the leader: the bucket of hellos of this device is full in this time.
+    #[cfg(feature = "cluster")]
+    HellosElsewhere {
+        mac: Mac,
+        full_in: Duration,
+    },
     /// To the leader: a message for another gateway.
     #[cfg(feature = "cluster")]
     SendConnectionMessage {

@@ -233,6 +233,8 @@ impl Gateway {
                     self.on_device_registered(mac, connection, asked);
                 }
                 #[cfg(feature = "cluster")]
+                Command::HellosElsewhere { mac, full_in } => self.hellos.delay(mac, full_in, self.io.now),
+                #[cfg(feature = "cluster")]
                 Command::SendConnectionMessage { to, message } => self.send_connection_message(to, *message),
                 #[cfg(feature = "cluster")]
                 Command::ConnectionMessage { from, message } => self.on_connection_message(from, *message),

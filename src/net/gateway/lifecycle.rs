@@ -216,6 +216,7 @@ impl Gateway {
         self.io.config = Arc::new(new);
         self.poll_health();
         self.configure_webhooks();
+        self.cluster.client.on_reload(&self.io.config);
         let limited = self.io.config.mqtt.max_connections_per_ip > 0;
         self.mqtt.recount(&mut self.sessions, limited);
         self.start_dials();

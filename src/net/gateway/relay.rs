@@ -33,6 +33,7 @@ pub(crate) enum Way {
     /// To a device of this gateway, to which the receiver, the leader, sends them.
     ToGateway(u64),
     /// From a device of this gateway, from which the sender, the leader, has received them.
+    #[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "there is no other gateway"))]
     FromGateway(u64),
 }
 

@@ -56,6 +56,7 @@ fn try_all(redis: &RedisUrl, cluster: &Cluster, timeout: Duration) -> Result<Dur
         user: redis.user.clone(),
         password: redis.password.as_ref().map(|password| password.as_bytes().to_vec()),
         database: redis.database,
+        keys: Vec::new(),
     };
     let id = GatewayId(getrandom::u64().map_err(|error| Failure::Connect(error.to_string()))?);
     let connect = || connect(redis, cluster, timeout).map_err(|error| Failure::Connect(error.to_string()));
