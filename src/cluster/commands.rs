@@ -187,6 +187,7 @@ impl Cluster {
     fn name_is_held(&mut self, name: &str, now: Instant) {
         if let Some(before) = self.name.hold(name) {
             self.release_name(&before, now);
+            self.outcomes.push(Outcome::NameRegained(name.to_owned()));
             self.announce_soon(now);
         }
     }

@@ -84,49 +84,49 @@ impl Cluster {
         sent: Instant,
         now: Instant,
     ) {
-        let is_error = matches!(reply, Reply::Error(_));
-        let before = reply.bytes().and_then(DeviceRecord::parse).filter(|before| before.gateway != self.id);
-        if reply.bytes().is_some_and(|bytes| DeviceRecord::parse(bytes).is_none()) {
-            self.counters.malformed += 1;
-        }
+        let before = self.record_of_other(reply);
         let own_id = self.id;
-        let entry =
-            self.presence.of(mac, connection).filter(|entry| entry.registration == Registration::Pending);
-        let is_late = now >= sent + CONNECT_TIMEOUT;
-        let (is_gone, is_other) = (entry.is_none(), self.presence_has(mac));
-        let Some(entry) = self.presence.of(mac, connection) else {
-            // It has disconnected, and the record was deleted, unless a newer connection has written one.
-            if let Some(before) = before.filter(|_| is_gone && !is_other) {
+        if self.presence.get_mut(mac).is_none() {
+            // It has disconnected meanwhile, and its record was deleted.
+            if let Some(before) = before {
                 self.replace(mac, "", before, now);
             }
             return;
-        };
+        }
+        // With a newer connection, or one at another gateway, there is another record by now.
+        let is_pending = |entry: &&mut Entry| entry.registration == Registration::Pending;
+        let Some(entry) = self.presence.of(mac, connection).filter(is_pending) else { return };
+        let is_error = matches!(reply, Reply::Error(_));
         entry.registration =
             if is_error { Registration::None } else { Registration::Done(Origin::Connected) };
         let Some(before) = before else {
             return self.outcomes.push(Outcome::Registered { mac, connection, asked: None });
         };
-        let entry = *entry;
-        if is_late {
-            self.set_registration(mac, Registration::None);
+        if now >= sent + CONNECT_TIMEOUT {
+            entry.registration = Registration::None;
             let own = entry.record(own_id, Origin::Connected).to_string();
             self.outcomes.push(Outcome::Registered { mac, connection, asked: None });
             return self.replace(mac, &own, before, now);
         }
-        let asked = (before.client == entry.client).then_some(before.gateway);
+        let is_same = before.client == entry.client;
+        let asked = is_same.then_some(before.gateway);
         self.outcomes.push(Outcome::Registered { mac, connection, asked });
-        if before.client == entry.client {
+        if is_same {
             let payload = [&mac.bytes()[..], &connection.to_be_bytes()].concat();
-            let frame =
-                Frame { from: own_id, kind: kind::CLOSE, id: before.connection.into(), payload: &payload };
+            let id = before.connection.into();
+            let frame = Frame { from: own_id, kind: kind::CLOSE, id, payload: &payload };
             if let Some(bundle) = self.outbox.add(before.gateway, &frame) {
                 self.publish(before.gateway, &bundle, now);
             }
         }
     }
 
-    fn presence_has(&mut self, mac: Mac) -> bool {
-        self.presence.get_mut(mac).is_some()
+    /// The record that Redis has given back, if it is another gateway's.
+    fn record_of_other(&mut self, reply: &Reply) -> Option<DeviceRecord> {
+        let bytes = reply.bytes()?;
+        let record = DeviceRecord::parse(bytes);
+        self.counters.malformed += u64::from(record.is_none());
+        record.filter(|record| record.gateway != self.id)
     }
 
     fn set_registration(&mut self, mac: Mac, registration: Registration) {

@@ -162,6 +162,8 @@ pub enum Outcome {
         /// The name instead.
         instead: String,
     },
+    /// The name that was configured is free, and this gateway's now.
+    NameRegained(String),
     /// Another gateway was heard for the first time.
     PeerJoined(GatewayId),
     /// Another gateway said goodbye, has not been heard for 7 s, or does not receive what it is sent. Also one that never was heard.

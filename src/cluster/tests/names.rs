@@ -29,6 +29,7 @@ fn the_second_of_one_name_takes_another_and_gets_the_name_when_it_is_free() {
     scenario.kill(0);
     scenario.run_for(6);
     assert_eq!(name(&scenario, 1), "gw");
+    assert!(scenario.take(1).contains(&Outcome::NameRegained("gw".to_owned())));
     let names: Vec<_> = scenario.redis.keys.keys().filter(|key| key.contains("gateway")).collect();
     assert_eq!(names, ["p:gateway:gw"]);
 }

@@ -232,6 +232,7 @@ impl Gateway {
             Outcome::NameTaken { name, holder, instead } => {
                 warn!("cluster: another gateway (run {holder}) has the name {name}; this one is {instead}");
             }
+            Outcome::NameRegained(name) => info!("cluster: this gateway is {name} now"),
             Outcome::PeerJoined(id) => {
                 let peer = self.cluster.client.peers().find(|peer| peer.id == id).cloned();
                 if let (Some(peer), Some(more)) = (peer, self.cluster.peer_log.allows((), self.io.now)) {
