@@ -180,7 +180,6 @@ fn after_flushall_devices_are_registered_again() {
     assert!(record(&redis, 1).contains(":r:"));
     redis.wait_for(&["GET", "p:gateway:one"], |reply| reply.starts_with("$16"));
     assert!(is_connected(&mut device));
-    assert_eq!(log.count("cannot be used"), 0);
 }
 
 #[test]
@@ -363,7 +362,6 @@ fn garbage_in_the_keyspace_and_on_the_channels_changes_nothing() {
     }
     record(&redis, 3);
     assert!(devices.iter_mut().all(is_connected));
-    assert_eq!(log.count("cannot be used"), 0);
     // Longer than anything that a gateway sends.
     redis.command(&["PUBLISH", &channel, &"x".repeat(1_000_000)]);
     log.wait_for_line("cannot be used");
