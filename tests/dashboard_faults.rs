@@ -148,7 +148,7 @@ fn faults_of_chat_servers_are_named() {
                 server.serve(|mut peer| peer.send_raw(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
                 with_server(&format!("wss://{addr}/"), |_| {})
             },
-            &["(TLS)", "TLS handshake failed"],
+            &["the port does not speak TLS, and the URL says wss://", "write ws:// instead"],
         ),
         (
             "unknown authority",
@@ -158,7 +158,7 @@ fn faults_of_chat_servers_are_named() {
                 server.serve(drop);
                 with_server(&url, |_| {})
             },
-            &["(TLS)", "certificate"],
+            &["its certificate is not from an authority known here", "websocket.ca_file"],
         ),
         ("token refused", || failing(ServerFault::Status("401 Unauthorized")), &["it refuses the token"]),
         (

@@ -51,6 +51,8 @@ mod tests {
             failing_seconds: None,
             stage: None,
             reason: None,
+            cause: None,
+            advice: None,
             answered: 2,
             failures: 1,
         };

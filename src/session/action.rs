@@ -166,7 +166,9 @@ pub struct BackendFailure {
 impl BackendFailure {
     /// A failure at this stage.
     pub fn new(stage: BackendStage, message: impl Into<String>) -> Self {
-        Self { stage, message: message.into(), cause: None }
+        let message = message.into();
+        let cause = if stage == BackendStage::Tls { ServerCause::of_tls(&message) } else { None };
+        Self { stage, message, cause }
     }
 
     /// The same failure with its likeliest cause.

@@ -42,6 +42,7 @@ mod request_ids;
 mod restart;
 mod server_cause;
 mod server_health;
+mod tls_error;
 mod tool_lists;
 mod verdict;
 
@@ -67,6 +68,7 @@ pub use request_ids::RequestIds;
 pub use restart::RestartRecovery;
 pub use server_cause::{HttpAnswer, ServerCause};
 pub use server_health::{ServerHealth, ServerState, ServerStatus, WireFraming};
+pub use tls_error::TlsErrorCause;
 pub use tool_lists::ToolLists;
 pub use verdict::Verdict;
 

@@ -1,8 +1,13 @@
 //! The likeliest causes of what servers and proxies answer, and what to do about each: the gateway's log and `check` say the
 //! same.
 
-/// The likeliest cause of an answer that is not the expected one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use serde::Serialize;
+
+use super::tls_error::TlsErrorCause;
+
+/// The likeliest cause of an answer that is not the expected one. Serializes as its stable code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ServerCause {
     /// The port speaks TLS, and the URL says `ws://`.
     TlsPort,
@@ -30,6 +35,16 @@ pub enum ServerCause {
     Http2Only,
     /// The device is refused.
     Device,
+    /// Its certificate has expired.
+    CertificateExpired,
+    /// Its certificate is not valid yet.
+    CertificateNotYetValid,
+    /// Its certificate is for another name.
+    CertificateName,
+    /// Its certificate is from an authority that is not known here.
+    CertificateAuthority,
+    /// The port does not speak TLS, and the URL says `wss://`.
+    NotTls,
 }
 
 /// What an HTTP response says about its cause.
@@ -88,6 +103,18 @@ impl ServerCause {
         }
     }
 
+    /// The cause of a TLS handshake that failed with this message of the platform's library.
+    pub fn of_tls(message: &str) -> Option<Self> {
+        match TlsErrorCause::from_message(message) {
+            TlsErrorCause::Expired => Some(Self::CertificateExpired),
+            TlsErrorCause::NotYetValid => Some(Self::CertificateNotYetValid),
+            TlsErrorCause::NameMismatch => Some(Self::CertificateName),
+            TlsErrorCause::UnknownAuthority => Some(Self::CertificateAuthority),
+            TlsErrorCause::NotTls => Some(Self::NotTls),
+            TlsErrorCause::NotBuiltIn | TlsErrorCause::Other => None,
+        }
+    }
+
     /// The cause of a Close frame with this code, or of words before the end of the connection. Besides 1008 (RFC 6455 section
     /// 7.4.1) these are unauthorized and forbidden of the registry, and what servers make of the HTTP codes.
     pub fn of_close(code: Option<u16>, words: &str) -> Option<Self> {
@@ -124,6 +151,11 @@ impl ServerCause {
             Self::Redirect => "it redirects",
             Self::Http2Only => "it speaks HTTP/2 only, and a WebSocket begins with HTTP/1.1",
             Self::Device => "it refuses this device",
+            Self::CertificateExpired => "its certificate has expired",
+            Self::CertificateNotYetValid => "its certificate is not valid yet",
+            Self::CertificateName => "its certificate is for another name than that in the URL",
+            Self::CertificateAuthority => "its certificate is not from an authority known here",
+            Self::NotTls => "the port does not speak TLS, and the URL says wss://",
         }
     }
 
@@ -159,6 +191,16 @@ impl ServerCause {
             Self::BadGateway => "start the chat server, or correct the address in the proxy's configuration",
             Self::Redirect => "write the address it redirects to into the configuration",
             Self::Http2Only => "allow HTTP/1.1 for this address, or write the chat server's own",
+            Self::CertificateExpired => "renew the certificate; if it is new, look at this machine's clock",
+            Self::CertificateNotYetValid => "look at this machine's clock",
+            Self::CertificateName => {
+                "write the name that the certificate is for into the URL, or get one for this name"
+            }
+            Self::CertificateAuthority => {
+                "give the certificate of its authority as websocket.ca_file (or \"ca_file\" of this server), or get one from a \
+                 public authority; \"insecure\": true would accept any certificate"
+            }
+            Self::NotTls => "write ws:// instead of wss://, or the port of the TLS endpoint",
             Self::Device => "its log says why; a server may answer devices only that are bound to an account",
         }
     }

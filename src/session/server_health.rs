@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::LogEvent;
-use super::action::BackendStage;
+use super::action::{BackendFailure, BackendStage};
 use super::labels::labelled_enum;
+use super::server_cause::ServerCause;
 use crate::config::{ChatServerConfig, Framing, ServerOrder};
 
 /// For how long after a failure new calls try other servers first.
@@ -34,8 +35,8 @@ struct ServerRecord {
     seen: Option<Instant>,
     failures: u64,
     answered: u64,
-    /// How far the server was when it failed last, and what was seen.
-    failed_at: Option<(BackendStage, Box<str>)>,
+    /// How it failed last.
+    last_fault: Option<BackendFailure>,
     /// The present failure was logged.
     failure_logged: bool,
     /// The start of the log window, and the failures that were logged in it.
@@ -71,6 +72,10 @@ pub struct ServerStatus {
     pub stage: Option<BackendStage>,
     /// What was seen then, for a person to read.
     pub reason: Option<Box<str>>,
+    /// Its likeliest cause, if what was seen tells one.
+    pub cause: Option<ServerCause>,
+    /// What to do about that.
+    pub advice: Option<&'static str>,
     /// Hellos that it has answered since the start.
     pub answered: u64,
     /// How often it has failed since the start.
@@ -156,7 +161,7 @@ impl ServerHealth {
         let unknown = ServerRecord::default();
         let record = self.records.get(&server.url).unwrap_or(&unknown);
         let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at).as_secs());
-        let (stage, reason) = record.failed_at.clone().unzip();
+        let fault = record.last_fault.as_ref();
         ServerStatus {
             state: match (record.failing_since, record.seen) {
                 (Some(_), _) => ServerState::Failing,
@@ -166,32 +171,33 @@ impl ServerHealth {
             },
             seen_seconds: since(record.seen),
             failing_seconds: since(record.failing_since),
-            stage,
-            reason,
+            stage: fault.map(|fault| fault.stage),
+            reason: fault.map(|fault| fault.to_string().into()),
+            cause: fault.and_then(|fault| fault.cause),
+            advice: fault.and_then(|fault| fault.cause).map(ServerCause::advice),
             answered: record.answered,
             failures: record.failures,
         }
     }
 
-    /// Records a failure: how far the server was, and what was seen. Returns a log event if the server worked before.
+    /// Records a failure. Returns a log event if the server worked before.
     pub fn on_failure(
         &mut self,
         server: &ChatServerConfig,
-        stage: BackendStage,
-        why: &str,
+        failure: &BackendFailure,
         now: Instant,
     ) -> Option<LogEvent> {
         let record = self.records.entry(server.url.clone()).or_default();
         record.last_failure = Some(now);
         record.seen = Some(now);
         record.failures += 1;
-        record.failed_at = Some((stage, why.into()));
+        record.last_fault = Some(failure.clone());
         record.failing_since.get_or_insert(now);
         if record.failure_logged || !record.should_log(now) {
             return None;
         }
         record.failure_logged = true;
-        Some(LogEvent::ServerFailing { url: server.to_string(), why: why.to_owned() })
+        Some(LogEvent::ServerFailing { url: server.to_string(), why: failure.to_string() })
     }
 
     /// Records that a server answered a hello. Returns a log event if its failure was logged.
@@ -263,7 +269,7 @@ mod tests {
             servers.dial_order(&list, ServerOrder::Spread, now)[0].url.clone()
         };
         let failed = |servers: &mut ServerHealth| {
-            drop(servers.on_failure(&list[0], BackendStage::Connect, "reset", now))
+            drop(servers.on_failure(&list[0], &BackendFailure::new(BackendStage::Connect, "reset"), now))
         };
         assert_eq!(first(&|_| {}), list[0].url);
         assert_eq!(first(&failed), list[1].url);
@@ -282,7 +288,7 @@ mod tests {
             for first in expected {
                 assert_eq!(servers.dial_order(&list, order, now)[0].url, list[first].url, "{order:?}");
             }
-            servers.on_failure(&list[0], BackendStage::Connect, "reset", now);
+            servers.on_failure(&list[0], &BackendFailure::new(BackendStage::Connect, "reset"), now);
             assert_eq!(servers.dial_order(&list, ServerOrder::First, now)[0].url, list[1].url);
         }
     }
@@ -294,17 +300,30 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut events = 0;
         for n in 0..1_000 {
-            events +=
-                usize::from(servers.on_failure(&server, BackendStage::Connect, "reset", at(n * 5)).is_some());
+            events += usize::from(
+                servers
+                    .on_failure(&server, &BackendFailure::new(BackendStage::Connect, "reset"), at(n * 5))
+                    .is_some(),
+            );
             events += usize::from(servers.on_success(&server, at(n * 5)).is_some());
         }
         assert_eq!(events, 2 * usize::from(LOG_BURST));
         // From now on it only fails.
-        assert_eq!(servers.on_failure(&server, BackendStage::Connect, "refused", at(5_000)), None);
-        assert_eq!(servers.on_failure(&server, BackendStage::Connect, "refused", at(9_999)), None);
-        assert!(servers.on_failure(&server, BackendStage::Connect, "refused", at(10_000)).is_some());
         assert_eq!(
-            servers.on_failure(&server, BackendStage::Connect, "refused", at(30_000)),
+            servers.on_failure(&server, &BackendFailure::new(BackendStage::Connect, "refused"), at(5_000)),
+            None
+        );
+        assert_eq!(
+            servers.on_failure(&server, &BackendFailure::new(BackendStage::Connect, "refused"), at(9_999)),
+            None
+        );
+        assert!(
+            servers
+                .on_failure(&server, &BackendFailure::new(BackendStage::Connect, "refused"), at(10_000))
+                .is_some()
+        );
+        assert_eq!(
+            servers.on_failure(&server, &BackendFailure::new(BackendStage::Connect, "refused"), at(30_000)),
             None,
             "once is enough"
         );
@@ -335,11 +354,15 @@ mod tests {
             (status.state, status.seen_seconds, status.failing_seconds, status.stage)
         };
         assert_eq!(brief(&servers, 0), (ServerState::Unknown, None, None, None));
-        servers.on_failure(&server, BackendStage::Connect, "refused", at(1));
-        servers.on_failure(&server, BackendStage::Tls, "expired", at(3));
+        servers.on_failure(&server, &BackendFailure::new(BackendStage::Connect, "refused"), at(1));
+        servers.on_failure(&server, &BackendFailure::new(BackendStage::Tls, "expired"), at(3));
         let failing = (ServerState::Failing, Some(1), Some(3), Some(BackendStage::Tls));
         assert_eq!(brief(&servers, 4), failing);
-        assert_eq!(servers.status(&server, at(4)).reason.as_deref(), Some("expired"));
+        assert_eq!(
+            servers.status(&server, at(4)).reason.as_deref(),
+            Some("tls failed: its certificate has expired (expired)")
+        );
+        assert_eq!(servers.status(&server, at(4)).cause, Some(ServerCause::CertificateExpired));
         servers.on_success(&server, at(5));
         assert_eq!(brief(&servers, 9), (ServerState::Well, Some(4), None, Some(BackendStage::Tls)));
         servers.set_unwell([server.url.clone()].into());

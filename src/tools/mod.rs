@@ -20,5 +20,4 @@ mod terminal;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
-mod tls_error;
 pub mod token;

@@ -25,9 +25,9 @@ use super::device::{
 use super::round_trip::RoundTripTest;
 use super::step_report::{self, StepState};
 use super::terminal::Terminal;
-use super::tls_error::TlsErrorCause;
 use crate::proto::identity::ClientId;
 use crate::proto::message::JsonObject;
+use crate::session::TlsErrorCause;
 
 const HELP: &str = "\
 Act as a device against a gateway and say, step by step, what works: TCP, TLS, MQTT,

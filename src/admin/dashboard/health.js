@@ -22,8 +22,9 @@ function serverFindings() {
     const [first] = failing.length ? failing : unwell;
     if (!first) continue;
     Object.assign(values, { url: first.url, stage: named("g_", first.stage), reason: said(first.reason ?? ""), since: first.failingSeconds === null ? "" : duration(first.failingSeconds) });
-    if (failing.length === list.length) found.push({ level: "bad", code: routes.size > 1 ? "route_down" : "servers_down", values });
-    else if (failing.length) found.push({ level: "warn", code: "server_down", values });
+    const advice = said(first.advice) || t("serverHelp");
+    if (failing.length === list.length) found.push({ level: "bad", code: routes.size > 1 ? "route_down" : "servers_down", values, advice });
+    else if (failing.length) found.push({ level: "warn", code: "server_down", values, advice });
     else found.push({ level: "warn", code: "server_unwell", values });
   }
   return found;
@@ -51,7 +52,7 @@ function callFindings() {
 function errorFindings() {
   const found = [];
   for (const [code, group] of grouped(errors.filter((error) => Date.now() - error.at < LATELY_MS), (error) => error.code)) {
-    const values = { n: number(group.reduce((sum, error) => sum + error.times, 0)), sentence: said(group[0].sentence), advice: said(group[0].advice) };
+    const values = { n: number(group.reduce((sum, error) => sum + error.times, 0)), sentence: said(group[0].sentence), advice: said(group[0].advice), device: group[0].device };
     if (["too_many_calls", "too_many_devices", "cannot_accept"].includes(code)) found.push({ level: "bad", code: "error", error: code, values });
     // While no device is connected, whoever was turned away may be one. Else it may be anybody who tries ports.
     const isAll = ["login_refused", "tls_on_plain_port", "tls_failed", "ota_refused"].includes(code) && totals.devices === 0;
@@ -81,7 +82,7 @@ function showHealth() {
   shownHealth = news;
   $("findings").replaceChildren(...found.slice(0, 4).map((finding) => {
     const item = make("li"), values = finding.values;
-    const what = finding.error ? t("e_" + finding.error) + " (" + t("times", { n: values.n }) + "): " + values.sentence : t("h_" + finding.code, values);
+    const what = finding.error ? t("e_" + finding.error) + " (" + t("times", { n: values.n }) + "): " + values.sentence + (values.device ? " · " + values.device : "") : t("h_" + finding.code, values);
     if (state !== "lost") item.append(make("strong", finding.level, what));
     if (finding.filter) {
       const button = make("button", "link", t("showThem"));
@@ -89,6 +90,7 @@ function showHealth() {
       item.append(" ", button);
     }
     item.append(make("p", "", finding.error ? values.advice : t("r_" + finding.code, values)));
+    if (finding.advice) item.append(make("p", "", "→ " + finding.advice));
     return item;
   }));
 }

@@ -30,7 +30,11 @@ impl fmt::Display for TlsError {
             Self::Absent => write!(f, "built without TLS: only ws:// servers can be reached"),
             Self::Bundle(why) => write!(f, "the CA file is not a list of PEM certificates: {why}"),
             Self::Setup(why) => write!(f, "cannot set up TLS: {why}"),
-            Self::Handshake(why) => write!(f, "TLS handshake failed: {}", with_clock_warning(why.clone())),
+            Self::Handshake(why) => {
+                // OpenSSL ends some of its messages with a colon, behind which nothing follows.
+                let why = with_clock_warning(why.trim_end_matches(':').to_owned());
+                write!(f, "TLS handshake failed: {why}")
+            }
         }
     }
 }

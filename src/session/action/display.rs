@@ -274,15 +274,15 @@ mod tests {
             ),
             (
                 LogEvent::DialFailed { url: url(), failure: failure() },
-                "chat server ws://a/: tls failed: expired",
+                "chat server ws://a/: tls failed: its certificate has expired (expired)",
             ),
             (
                 LogEvent::Redialling { url: url(), failure: failure(), pause },
-                "chat server ws://a/: tls failed: expired; redialling in 250 ms",
+                "chat server ws://a/: tls failed: its certificate has expired (expired); redialling in 250 ms",
             ),
             (
                 LogEvent::ServerGivenUp { url: url(), failure: failure(), why: "enough" },
-                "chat server ws://a/: tls failed: expired; the call ends: enough",
+                "chat server ws://a/: tls failed: its certificate has expired (expired); the call ends: enough",
             ),
             (
                 LogEvent::ServerEndedCall { url: url(), code: Some(4001), said: "再见\n\"a\"".into() },

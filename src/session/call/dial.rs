@@ -340,7 +340,7 @@ impl Call {
             self.state == CallState::Dialing && !self.connecting && failure.stage != BackendStage::Resolve;
         let at_fault = !waited && failure.stage != BackendStage::LocalShortage;
         if let Some(server) = self.server.as_ref().filter(|_| at_fault)
-            && let Some(event) = cx.servers.on_failure(server, failure.stage, &failure.to_string(), cx.now)
+            && let Some(event) = cx.servers.on_failure(server, &failure, cx.now)
         {
             cx.log(event);
         }

@@ -8,11 +8,10 @@ use super::report::ServerProblem;
 use crate::config::{ChatServerConfig, Config, Framing, URL_SUFFIX, XIAOZHI_PATH};
 use crate::proto::audio;
 use crate::proto::message::JsonObject;
-use crate::session::{BackendClosed, BackendFailure, BackendStage, ServerCause};
+use crate::session::{BackendClosed, BackendFailure, BackendStage, ServerCause, TlsErrorCause};
 use crate::text;
 use crate::tools::device::message_type;
 use crate::tools::step_report::StepState;
-use crate::tools::tls_error::TlsErrorCause;
 
 /// Diagnoses one server.
 #[derive(Clone, Copy)]
@@ -65,31 +64,22 @@ impl ServerDiagnosis<'_> {
 
     fn tls_failed(&self, why: &str) -> ServerProblem {
         let ChatServerConfig { host, port, .. } = &**self.server;
+        let said = |cause: ServerCause| (cause.words(), cause.advice());
         let (cause, advice) = match TlsErrorCause::from_message(why) {
             TlsErrorCause::NotBuiltIn => (
                 "this program cannot speak TLS",
                 "use a build with the feature \"tls\", which is on by default",
             ),
-            TlsErrorCause::Expired => (
-                "its certificate has expired",
-                "renew the certificate; if it is new, look at this machine's clock",
-            ),
-            TlsErrorCause::NotYetValid => {
-                ("its certificate is not valid yet", "look at this machine's clock")
-            }
+            TlsErrorCause::Expired => said(ServerCause::CertificateExpired),
+            TlsErrorCause::NotYetValid => said(ServerCause::CertificateNotYetValid),
+            TlsErrorCause::UnknownAuthority => said(ServerCause::CertificateAuthority),
             TlsErrorCause::NameMismatch => (
                 &*format!("its certificate is for another name than {host}"),
-                "write the name that the certificate is for into the URL, or get one for this name",
+                ServerCause::CertificateName.advice(),
             ),
-            TlsErrorCause::UnknownAuthority => (
-                "its certificate is not from an authority known here",
-                "give the certificate of its authority as websocket.ca_file (or \"ca_file\" of this server), or get \
-                 one from a public authority; \"insecure\": true would accept any certificate",
-            ),
-            TlsErrorCause::NotTls => (
-                &*format!("port {port} does not speak TLS"),
-                "write ws:// instead of wss://, or the port of the TLS endpoint",
-            ),
+            TlsErrorCause::NotTls => {
+                (&*format!("port {port} does not speak TLS"), ServerCause::NotTls.advice())
+            }
             TlsErrorCause::Other => {
                 let advice = "is this the port of a TLS endpoint (if not, write ws:// instead of wss://), and does it \
                               speak TLS 1.2 or newer?";

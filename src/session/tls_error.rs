@@ -2,10 +2,12 @@
 
 /// The likeliest cause.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(super) enum TlsErrorCause {
+pub enum TlsErrorCause {
     /// This program was built without TLS.
     NotBuiltIn,
+    /// The certificate has expired.
     Expired,
+    /// The certificate is not valid yet.
     NotYetValid,
     /// The certificate is for another host.
     NameMismatch,
@@ -13,12 +15,13 @@ pub(super) enum TlsErrorCause {
     UnknownAuthority,
     /// The port speaks something else.
     NotTls,
+    /// Anything else.
     Other,
 }
 
 impl TlsErrorCause {
     /// The likeliest cause of a library's error message.
-    pub(super) fn from_message(why: &str) -> Self {
+    pub fn from_message(why: &str) -> Self {
         let why = why.to_ascii_lowercase();
         let has = |parts: &[&str]| parts.iter().any(|part| why.contains(part));
         match () {
