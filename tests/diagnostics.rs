@@ -11,7 +11,7 @@ use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
 use support::TIMEOUT;
-use support::browser::Browser;
+use support::browser::{Browser, assert_accessible};
 use support::http::http_call;
 use support::process::{Folder, Process};
 
@@ -138,6 +138,7 @@ fn the_file_for_whoever_helps_has_everything_but_secrets() {
     browser.log_in_with(TOKEN);
     browser.click("#tabs [name=log]");
     browser.until("$('logLines').textContent.includes('refused with return code')");
+    assert_accessible(&mut browser, "the log");
     browser.screenshot("log");
     browser.fill("logLevel", "warn");
     browser.until("$('logLines').children.length > 0 && [...$('logLines').children].every((line) => ['warn', 'bad'].includes(line.className))");
@@ -148,6 +149,7 @@ fn the_file_for_whoever_helps_has_everything_but_secrets() {
     browser.click("#check");
     browser.click("#confirm");
     browser.until("$('outcome').textContent.includes('Nothing fails.') && $('outcome').textContent.includes('signature key')");
+    assert_accessible(&mut browser, "the check's report");
     browser.screenshot("check");
     browser.click("#cancel");
 

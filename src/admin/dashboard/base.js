@@ -28,6 +28,8 @@ function t(key, values) {
   const text = WORDS[key] ? WORDS[key][language === "zh" ? 1 : 0] : key;
   return values ? text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "") : text;
 }
+/// What something is, and what is to be said about it.
+const about = (what, more) => what + (language === "zh" ? "：" : ": ") + more;
 /// A text of a family whose names come from the gateway; the name itself if this page does not know it.
 const named = (family, name) => WORDS[family + name] ? t(family + name) : String(name);
 const number = (value, digits = 0) => value.toLocaleString(language, { maximumFractionDigits: digits, minimumFractionDigits: 0 });

@@ -63,7 +63,7 @@ function showDetail() {
     return;
   }
   const session = device.session, call = session.call, ailing = device.ailment;
-  put($("summary"), ailing ? t("v_" + ailing) + ". " + t("r_" + ailing, {}) : t("s_" + device.state));
+  put($("summary"), ailing ? about(t("v_" + ailing), t("r_" + ailing, {})) : t("s_" + device.state));
   $("summary").className = ailing ? GRAVE.includes(ailing) ? "bad" : "warn" : "dim";
   const facts = [["id", session.clientId], ["ip", session.ip], ["online", duration(session.onlineSeconds)], ["route", session.route]];
   if (call) {
@@ -112,7 +112,7 @@ let shownCall = null;
 function showCall(call) {
   shownCall = call;
   put($("who"), call.mac + " · " + clock(call.endedAt));
-  put($("summary"), t("v_" + call.verdict) + (call.verdict === "good" ? "" : ". " + t("r_" + call.verdict, {})));
+  put($("summary"), call.verdict === "good" ? t("v_good") : about(t("v_" + call.verdict), t("r_" + call.verdict, {})));
   $("summary").className = verdictClass(call.verdict);
   const stages = Object.entries(call.setup).filter(([name, value]) => name !== "totalMs" && value).map(([name, value]) => named("g_", name.replace("Ms", "")) + " " + number(value) + " ms");
   describe($("facts"), [["id", call.clientId], ["ip", call.ip], ["began", new Date(call.startedAt).toLocaleString(language)], ["time", duration(call.seconds)],

@@ -82,7 +82,7 @@ function showHealth() {
   shownHealth = news;
   $("findings").replaceChildren(...found.slice(0, 4).map((finding) => {
     const item = make("li"), values = finding.values;
-    const what = finding.error ? t("e_" + finding.error) + " (" + t("times", { n: values.n }) + "): " + values.sentence + (values.device ? " · " + values.device : "") : t("h_" + finding.code, values);
+    const what = finding.error ? about(t("e_" + finding.error) + (language === "zh" ? "（" + t("times", { n: values.n }) + "）" : " (" + t("times", { n: values.n }) + ")"), values.sentence) + (values.device ? " · " + values.device : "") : t("h_" + finding.code, values);
     if (state !== "lost") item.append(make("strong", finding.level, what));
     if (finding.filter) {
       const button = make("button", "link", t("showThem"));

@@ -23,13 +23,20 @@ function show() {
   $("forget").hidden = !token;
   showStatus();
   showHealth();
+  showTabs();
   if (tab === "now") { showTiles(); showErrors(); list(); }
   if (tab === "servers") showServers();
   showDetail();
 }
+/// The view of chat servers says in its name how many of them fail.
+function showTabs() {
+  const failing = servers.filter((server) => server.state === "failing").length, button = $("tabs").children[TABS.indexOf("servers")];
+  put(button, t("tab_servers") + (failing ? " (" + number(failing) + ")" : ""));
+  button.classList.toggle("bad", failing > 0);
+}
 function showStatus() {
   $("status").className = state === "lost" ? "bad" : "";
-  put($("status"), t(state) + (state === "lost" && reason ? ": " + reason : ""));
+  put($("status"), state === "lost" && reason ? about(t(state), reason) : t(state));
 }
 let refusedBy = null;
 /// Asks for the token; says why if there is an error.
@@ -42,6 +49,7 @@ function locked(error) {
   devices.clear();
   sweep = { next: 0, generation: 1 };
   [before, totals, errors, servers, recent, ready, ended, endedNext, events, today, logLines, logLast] = [null, {}, [], [], null, null, [], null, [], null, [], 0];
+  trends = {};
   [shownErrors, shownHealth, shownServers] = ["", "", ""];
   pick(null);
   $("dialog").close();
@@ -128,7 +136,7 @@ $("dialogForm").addEventListener("submit", (event) => { event.preventDefault(); 
 $("cancel").addEventListener("click", () => $("dialog").close());
 // The event comes later: another dialog may be open by then.
 $("dialog").addEventListener("close", () => { if ($("dialog").open) return; running = null; $("dialogBody").replaceChildren(); $("outcome").replaceChildren(); });
-$("addDevice").addEventListener("click", askAddDevice);
+for (const id of ["addDevice", "firstDevice"]) $(id).addEventListener("click", askAddDevice);
 $("denied").addEventListener("click", askDenied);
 $("check").addEventListener("click", askCheck);
 $("reload").addEventListener("click", askReload);

@@ -14,7 +14,7 @@ function showServers() {
     item.append(top);
     const latency = median(setups), seen = server.seenSeconds === null ? "–" : t("ago", { n: duration(server.seenSeconds) });
     item.append(make("p", "dim", t("serverFacts", { calls: number(server.calls), answered: number(server.answered), failures: number(server.failures), ms: latency === null ? "–" : number(latency) + " ms", seen })));
-    if (server.state === "failing") item.append(make("p", "bad", t("failingSince", { n: duration(server.failingSeconds), stage: named("g_", server.stage) }) + ": " + said(server.reason)), make("p", "", "→ " + (said(server.advice) || t("serverHelp"))));
+    if (server.state === "failing") item.append(make("p", "bad", about(t("failingSince", { n: duration(server.failingSeconds), stage: named("g_", server.stage) }), said(server.reason))), make("p", "", "→ " + (said(server.advice) || t("serverHelp"))));
     return item;
   }));
 }

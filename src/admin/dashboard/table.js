@@ -91,6 +91,7 @@ function list() {
   listed = found.map(([, d]) => d);
   put($("count"), t("shown", { n: number(listed.length), m: number(devices.size) }));
   $("empty").hidden = listed.length > 0;
+  $("firstDevice").hidden = devices.size > 0;
   deviceTable.set(listed);
 }
 /// Choices with the number of devices that each would show.

@@ -1,7 +1,9 @@
 // ----- totals, out of the metrics
 
 const TILES = ["devices", "calls", "up", "down", "loss", "redials", "memory", "turn", "up_time"];
-let before = null, totals = {};
+/// Tiles with a small line of the last minutes, since the page was opened.
+const TRENDS = { devices: "devices", calls: "calls", up: "upRate", down: "downRate", loss: "loss", memory: "memory", turn: "turn" };
+let before = null, totals = {}, trends = {};
 
 function samples(text) {
   const found = {};
@@ -40,6 +42,12 @@ function count(text) {
     ...now, upRate: rate("up"), downRate: rate("down"), loss: up + lost ? lost / (up + lost) : null,
     turn: turns ? (now.busy - (last ? last.busy : 0)) / turns : 0, below: below ? below.le : 0,
   };
+  for (const [name, key] of Object.entries(TRENDS)) (trends[name] ||= []).push(totals[key]);
+  for (const values of Object.values(trends)) if (values.length > KEPT) values.shift();
+}
+function trendOf(name) {
+  const values = (trends[name] ?? []).filter((value) => value !== null), top = Math.max(...values, 1e-9);
+  return values.map((value, i) => (i * 100 / (Math.max(values.length, 16) - 1)).toFixed(1) + "," + (22 - 20 * value / top).toFixed(1)).join(" ");
 }
 function showTiles() {
   if (!$("tiles").firstChild) {
@@ -47,6 +55,11 @@ function showTiles() {
       const tile = make("div", "card tile");
       tile.id = "tile-" + name;
       tile.append(make("div", "name"), make("div", "value"), make("div", "note"));
+      if (TRENDS[name]) {
+        const drawing = svg("svg", { viewBox: "0 0 100 24", preserveAspectRatio: "none", "aria-hidden": "true" });
+        drawing.append(svg("polyline"));
+        tile.append(drawing);
+      }
       $("tiles").append(tile);
     }
   }
@@ -63,7 +76,8 @@ function showTiles() {
     up_time: [duration(Math.max(0, Date.now() / 1000 - totals.started)), ""],
   };
   for (const name of TILES) {
-    const [title, value, note] = $("tile-" + name).children;
+    const [title, value, note, drawing] = $("tile-" + name).children;
+    drawing?.firstChild.setAttribute("points", trendOf(name));
     put(title, t("t_" + name));
     put(value, values[name][0]);
     put(note, values[name][1]);
