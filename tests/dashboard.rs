@@ -116,6 +116,13 @@ fn an_operator_views_and_controls_devices() {
     browser.until("listed.length === 7 && $('filter').value === 'lossy_uplink'");
     browser.fill("filter", "all");
     assert!(browser.value("$('space').children.length").as_u64().unwrap() < 40);
+    if env::var_os("PAGE_SHOTS").is_some() {
+        // The pictures show trends of some length.
+        for _ in 0..24 {
+            thread::sleep(Duration::from_millis(250));
+            browser.value("poll()");
+        }
+    }
     browser.screenshot("overview");
     browser.click("#language");
     browser.screenshot("overview-chinese");

@@ -170,9 +170,10 @@ fn the_home_assistant_add_on_starts_the_gateway_with_its_options() {
 
 /// The page is embedded by Home Assistant, under another path.
 #[test]
-fn the_dashboard_calls_the_gateway_by_relative_addresses() {
+fn the_dashboard_calls_the_gateway_under_the_path_of_the_page() {
     let page = mqtt_websocket_proxy::admin::dashboard::HTML;
-    assert_eq!((page.matches("fetch(").count(), page.matches("fetch(\".\" + path").count()), (1, 1));
+    assert!(page.contains("const BASE = location.pathname"));
+    assert_eq!((page.matches("fetch(").count(), page.matches("fetch(BASE + path").count()), (1, 1));
 }
 
 #[test]
