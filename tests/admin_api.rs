@@ -448,7 +448,7 @@ fn a_device_that_an_operator_denies_is_locked_out_until_allowed_again() {
     for (method, name, status, code) in [
         ("DELETE", "aa:bb:cc:00:00:00", 404, "not_denied"),
         ("DELETE", "aa:bb:cd:00:00:00", 409, "denied_by_config"),
-        ("PUT", "nobody", 400, "bad_parameter"),
+        ("PUT", "nobody", 404, "bad_client_id"),
     ] {
         let (found, answer) = ask(method, name);
         assert_eq!((found, &answer["code"]), (status, &json!(code)), "{method} {name}");

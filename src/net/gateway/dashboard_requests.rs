@@ -84,7 +84,7 @@ impl Gateway {
         let Ok(mac) = client_id.or_else(|_| name.parse()) else {
             let allowed = "a client id, or a MAC address like aa:bb:cc:dd:ee:ff";
             let bad = BadParameter::new("clientId", &text::quoted(name), allowed);
-            return Answer::Response(bad_parameter(&bad));
+            return Answer::Response(Response::error(404, "bad_client_id", &format!("{bad}.")));
         };
         let mqtt = &self.io.config.mqtt;
         let is_listed = mqtt.denied_by_operator.contains(&mac);
