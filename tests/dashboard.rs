@@ -576,6 +576,26 @@ fn calls_without_audio_are_the_first_that_is_seen() {
 }
 
 #[test]
+fn any_number_of_devices_is_counted_and_shown() {
+    let Some(mut browser) = Browser::start() else { return };
+    for (devices, headline) in
+        [(0, "No device is connected"), (5, "5 devices are connected"), (300, "300 devices are connected")]
+    {
+        let fixture = fixture(|_| {});
+        let _devices: Vec<_> = (0..devices).map(|n| fixture.device(&mac(n))).collect();
+        browser.open(&fixture);
+        browser.log_in();
+        browser.until(&format!("$('verdictNow').textContent.startsWith('{headline}')"));
+        browser.until(&format!("listed.length === {devices}"));
+        // Without any, the page says how to add one.
+        let offers = "!$('empty').hidden && $('firstDevice').getBoundingClientRect().height > 0";
+        assert_eq!(browser.value(offers), devices == 0);
+        browser.screenshot(&format!("devices-{devices}"));
+    }
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[test]
 fn ten_thousand_rows_stay_responsive() {
     let Some(mut browser) = Browser::start() else { return };
     let fixture = fixture(|_| {});

@@ -128,7 +128,7 @@ fn faults_of_chat_servers_are_named() {
         (
             "no such name",
             || failing(ServerFault::Unresolvable),
-            &["does-not-exist.invalid", "cannot resolve"],
+            &["does-not-exist.invalid", "(name lookup)"],
         ),
         ("no route", || failing(ServerFault::StallsAtConnect), &["(connecting)", "no answer in"]),
         (
