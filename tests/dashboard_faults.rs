@@ -125,11 +125,7 @@ fn faults_of_chat_servers_are_named() {
             || failing(ServerFault::Refused),
             &["No chat server works", "Connection refused"],
         ),
-        (
-            "no such name",
-            || failing(ServerFault::Unresolvable),
-            &["does-not-exist.invalid", "(name lookup)"],
-        ),
+        ("no such name", || failing(ServerFault::Unresolvable), &["does-not-exist.invalid", "(name lookup)"]),
         ("no route", || failing(ServerFault::StallsAtConnect), &["(connecting)", "no answer in"]),
         (
             "ws to a TLS port",
