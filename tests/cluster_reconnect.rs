@@ -7,14 +7,17 @@
 
 mod support;
 
-use mqtt_websocket_proxy::config::Config;
+use mqtt_websocket_proxy::config::{Config, Secret};
 use mqtt_websocket_proxy::net::Running;
 use serde_json::json;
 use support::audio::Call;
 use support::chat_server::{ChatServer, Peer, audio_frame};
 use support::device::Device;
 use support::gateway_with;
+use support::host::wait_until;
+use support::http::{RawClient, raw_request};
 use support::log_capture::LogCapture;
+use support::mqtt::{Client, Connect};
 use support::redis::{RedisServer, is_installed};
 
 /// Gateways that share a Redis server.
@@ -201,4 +204,52 @@ fn without_redis_a_device_logs_in_and_calls_and_a_call_elsewhere_ends_in_words()
     let mut third = cluster.connect(1, 3);
     let (mut call, mut peer) = third.call(&cluster.server);
     exchange_audio(&mut call, &mut peer, 60);
+}
+
+#[test]
+fn any_gateway_answers_for_a_device_that_came_back_through_another_one() {
+    if !is_installed() {
+        return;
+    }
+    const TOKEN: &str = "a-token-for-the-cluster";
+    let cluster = Cluster::start(3, 2, |config| {
+        config.api.enabled = true;
+        config.api.token = Secret::new(TOKEN);
+    });
+    let ask = |gateway: usize, method: &str, path: &str, body: &str| {
+        let api = cluster.gateways[gateway].as_ref().unwrap().addresses().api.unwrap();
+        let reply = RawClient::round_trip(api, &raw_request(method, path, TOKEN, body));
+        (reply.status, serde_json::from_str::<serde_json::Value>(&reply.body).unwrap())
+    };
+    for gateway in 0..3 {
+        let number = 1 + gateway as u8;
+        let (device, mut call, mut peer) = cluster.device_in_call(number);
+        drop(device);
+        let mut device = cluster.connect(1, number);
+        assert_goes_on(&mut device, &mut call, &mut peer, 120);
+        let path = format!("/api/sessions/{}", device.mac);
+        let (status, details) = ask(gateway, "GET", &path, "");
+        assert_eq!((status, &details["call"]["sessionId"]), (200, &"server-session".into()), "{details}");
+        assert_eq!(ask(gateway, "DELETE", &path, "").0, 200);
+        device.expect_goodbye("server-session");
+        peer.expect_close(1000);
+        wait_until("it belongs to its own gateway", || {
+            ask(gateway, "GET", &path, "").1["call"] == serde_json::Value::Null
+        });
+        // A denial holds everywhere.
+        let denied = format!("/api/denied/{}", device.mac);
+        assert_eq!(ask(gateway, "PUT", &denied, "").0, 200);
+        device.mqtt.read_until_closed();
+        for other in 0..3 {
+            wait_until("it is told", || {
+                ask(other, "GET", "/api/denied", "").1["denied"] == json!([device.mac])
+            });
+            let mut client = Client::open(cluster.gateways[other].as_ref().unwrap().addresses().mqtt);
+            assert_eq!(client.connack_code(&Connect::new(&device.client_id)), 5, "gateway {other}");
+        }
+        assert_eq!(ask((gateway + 1) % 3, "DELETE", &denied, "").0, 200);
+        for other in 0..3 {
+            wait_until("it is told", || ask(other, "GET", "/api/denied", "").1["denied"] == json!([]));
+        }
+    }
 }

@@ -18,6 +18,8 @@ pub enum Answer {
     Response(Response),
     /// The device that the request is about is not connected here. The response if it is connected nowhere.
     NotHere(Response),
+    /// The device is connected here, and has its call at the gateway with this run id, which answers.
+    AtGateway(u64),
     /// The device that is to be called is not connected here. The response if it is connected nowhere.
     TargetNotHere(Response),
     /// The answer to a command that has timed out, for `GET /api/commands/results/{id}`.
@@ -63,6 +65,9 @@ impl Answer {
             | Self::NotHere(response)
             | Self::TargetNotHere(response)
             | Self::LateCommandResult(response) => response,
+            Self::AtGateway(_) => {
+                Response::error(503, "unknown", "The gateway with the device's call cannot be asked.")
+            }
             Self::Metrics(families) => Response::text(CONTENT_TYPE, families.to_text()),
             Self::Sessions { page, .. } => json_response(&page),
             Self::DevicesStatus(all) => json_response(&all),

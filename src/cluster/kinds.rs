@@ -16,14 +16,19 @@ pub enum Kind {
     CallAudio = 20,
     /// The sender has ended its part of all calls with devices of the receiver that were there before.
     CallsLost = 21,
+    /// Operators have denied devices: their MACs.
+    Denied = 22,
+    /// Operators allow devices again: their MACs.
+    Allowed = 23,
 }
 
 impl Kind {
     /// The kind with this number.
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::Request, Self::AnswerPart, Self::Answer, Self::CallMessage, Self::CallAudio, Self::CallsLost]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
+        let requests = [Self::Request, Self::AnswerPart, Self::Answer];
+        let calls = [Self::CallMessage, Self::CallAudio, Self::CallsLost];
+        let all = requests.into_iter().chain(calls).chain([Self::Denied, Self::Allowed]);
+        all.into_iter().find(|kind| *kind as u8 == number)
     }
 }
 
@@ -35,7 +40,7 @@ mod tests {
     #[test]
     fn the_kinds_are_where_they_belong() {
         let known: Vec<u8> = (0..=u8::MAX).filter(|number| Kind::from_number(*number).is_some()).collect();
-        assert_eq!(known, [16, 17, 18, 19, 20, 21]);
+        assert_eq!(known, [16, 17, 18, 19, 20, 21, 22, 23]);
         assert!(known.iter().all(|number| (FIRST_KIND..24).contains(number)));
     }
 }

@@ -34,6 +34,12 @@ const MESSAGE_TYPES: [&str; 4] = ["alert", "system", "custom", "notify"];
 impl Gateway {
     /// None: the answer follows later, by [`send_admin_response`](Self::send_admin_response).
     pub(super) fn handle_admin_request(&mut self, request: &AdminRequest) -> Option<Answer> {
+        if request.endpoint.reach() == Reach::Device
+            && !self.disconnects(request)
+            && let Some(gateway) = self.gateway_with_call_of(request)
+        {
+            return Some(Answer::AtGateway(gateway));
+        }
         let is_absent = request.endpoint.reach() == Reach::Device && !self.has_device_of(request);
         let answer = self.answer_admin_request(request)?;
         Some(match answer {
@@ -116,6 +122,11 @@ impl Gateway {
     }
 
     /// Whether this worker has the device that the request is about.
+    /// Whether it closes the connection of a device, which the gateway with the connection does.
+    fn disconnects(&self, request: &AdminRequest) -> bool {
+        request.endpoint == Endpoint::EndSession && query_flag(&request.query, "disconnect") == Ok(true)
+    }
+
     fn has_device_of(&self, request: &AdminRequest) -> bool {
         match request.endpoint {
             Endpoint::CallRequest | Endpoint::CallAccept | Endpoint::CallHangUp => {

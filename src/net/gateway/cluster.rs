@@ -234,6 +234,7 @@ impl Gateway {
             }
             Outcome::NameRegained(name) => info!("cluster: this gateway is {name} now"),
             Outcome::PeerJoined(id) => {
+                self.tell_all_denied(id);
                 let peer = self.cluster.client.peers().find(|peer| peer.id == id).cloned();
                 if let (Some(peer), Some(more)) = (peer, self.cluster.peer_log.allows((), self.io.now)) {
                     let more = suppressed_suffix(more);
@@ -311,6 +312,8 @@ impl Gateway {
             Some(Kind::Answer) => self.on_far_answer(from, id, payload, true),
             Some(Kind::CallMessage) => self.on_call_message(from, payload),
             Some(Kind::CallAudio) => self.on_call_audio(from, payload),
+            Some(Kind::Denied) => self.on_denied_elsewhere(payload, true),
+            Some(Kind::Allowed) => self.on_denied_elsewhere(payload, false),
             Some(Kind::CallsLost) => self.on_gateways_lost(Some(from)),
             // Of a later version, or of nobody who belongs here.
             None => {}

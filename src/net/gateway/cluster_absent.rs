@@ -11,7 +11,7 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::proto::identity::Mac;
 use crate::proto::mqtt::Packet;
-use crate::session::{DropReason, RelayId, RelayMessage};
+use crate::session::{CloseReason, DropReason, RelayId, RelayMessage};
 
 /// Nothing.
 #[derive(Default)]
@@ -105,5 +105,9 @@ impl Gateway {
         false
     }
 
-    pub(super) fn leave_remote_call(&mut self, _: SessionId) {}
+    pub(super) fn leave_remote_call(&mut self, _: SessionId, _: &CloseReason) {}
+
+    pub(super) fn gateway_with_call_of(&self, _: &AdminRequest) -> Option<u64> {
+        None
+    }
 }

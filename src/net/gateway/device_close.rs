@@ -17,7 +17,7 @@ impl Gateway {
         {
             self.sessions.index.remove_device(mac, id);
             self.unregister_device(id, mac);
-            self.leave_remote_call(id);
+            self.leave_remote_call(id, reason);
             self.on_device_absent(mac);
         }
         let Some(session) = self.sessions.live(id) else { return };

@@ -99,6 +99,10 @@ impl Gateway {
             false => self.gather_own(request_id, answer),
         };
         let Some(answer) = answer else { return };
+        if let Answer::AtGateway(gateway) = answer {
+            return self.ask_gateway_with_call(request_id, GatewayId(gateway));
+        }
+        self.tell_denied(request_id, &answer);
         let (step, otherwise) = match answer {
             Answer::NotHere(otherwise) if !is_served(request_id) => (Step::Locate, otherwise),
             Answer::TargetNotHere(otherwise) => (Step::LocateTarget, otherwise),
@@ -114,6 +118,18 @@ impl Gateway {
             return self.finish_request(request_id, otherwise);
         };
         self.ask(Asked { request, step, otherwise }, mac);
+    }
+
+    /// The device of the request is connected here, and has its call at another gateway.
+    fn ask_gateway_with_call(&mut self, request_id: u64, gateway: GatewayId) {
+        let otherwise = Answer::AtGateway(gateway.0).into_response();
+        let Some(request) = self.original_request(request_id).cloned().map(Box::new) else { return };
+        if self.cluster.requests.asked.len() >= MAX_ASKED {
+            return self.refuse(&request, 503, "busy", "Too many requests wait for other gateways.");
+        }
+        let at = self.io.now + timeout_of(request.endpoint, &self.io);
+        self.io.timers.arm(at, TimerKind::FarRequest(request_id));
+        self.pass_request_on(gateway, Asked { request, step: Step::Locate, otherwise });
     }
 
     fn ask(&mut self, asked: Asked, mac: Mac) {

@@ -23,6 +23,8 @@ mod events;
 #[cfg(feature = "cluster")]
 mod far_calls;
 #[cfg(feature = "cluster")]
+mod far_denials;
+#[cfg(feature = "cluster")]
 pub(crate) mod far_requests;
 pub mod fd_limit;
 pub(crate) mod handle;

@@ -11,6 +11,7 @@ use log::Level;
 
 use crate::cluster::{ConnectionBody, ConnectionMessage, GatewayId, MAX_PAYLOAD};
 use crate::logger::log_about;
+use crate::net::admin::request::AdminRequest;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
@@ -19,6 +20,7 @@ use crate::net::gateway::handle::Command;
 use crate::proto::identity::Mac;
 use crate::proto::message;
 use crate::proto::mqtt::{self, Packet};
+use crate::session::CloseReason;
 
 /// How long a device's packets wait for another gateway.
 const HOLD_TIME: Duration = Duration::from_millis(500);
@@ -26,6 +28,8 @@ const HOLD_TIME: Duration = Duration::from_millis(500);
 const LEFT_TIME: Duration = Duration::from_secs(5);
 /// The first byte of a PUBLISH without its flags.
 const PUBLISH: u8 = 3 << 4;
+/// The first byte of a DISCONNECT.
+const DISCONNECT: u8 = 14 << 4;
 
 /// The devices of a worker that may have their call at another gateway.
 #[derive(Default)]
@@ -301,9 +305,22 @@ impl Gateway {
         self.publish(id, &message::goodbye(Some(&call.session_id)));
     }
 
-    /// The device's connection is closing. The gateway with the call keeps that for a while.
-    pub(super) fn leave_remote_call(&mut self, id: SessionId) {
+    /// The run id of the gateway that has the call of the device that a request is about.
+    pub(super) fn gateway_with_call_of(&self, request: &AdminRequest) -> Option<u64> {
+        if self.cluster.remote_calls.calls.is_empty() {
+            return None;
+        }
+        let mac = request.device_mac()?;
+        let gateway_of = |id| self.cluster.remote_calls.gateway_of(id);
+        self.sessions.by_mac(mac).find_map(gateway_of).map(|gateway| gateway.0)
+    }
+
+    /// The device's connection is closing. The gateway with the call keeps that for a while, unless the connection is closed on purpose.
+    pub(super) fn leave_remote_call(&mut self, id: SessionId, reason: &CloseReason) {
         self.cluster.remote_calls.held.remove(&id);
+        if matches!(reason, CloseReason::Operator | CloseReason::MacDenied(_)) {
+            self.pass_packet_on(id, &Packet::Disconnect, &[DISCONNECT, 0]);
+        }
         if let Some(call) = self.cluster.remote_calls.calls.remove(&id) {
             self.send_connection_message(call.gateway, call.message(ConnectionBody::Lost));
             let now = self.io.now;
