@@ -270,7 +270,11 @@ fn audio_may_come_from_the_client_the_header_names() {
     }
 }
 
-/// HAProxy, with the sample configuration.
+/// The sample configurations: without Redis, and with it.
+const SAMPLES: [&str; 2] =
+    [include_str!("../config/haproxy.cfg"), include_str!("../config/haproxy-cluster.cfg")];
+
+/// HAProxy, with a sample configuration.
 struct HaProxy {
     process: std::process::Child,
     mqtt: SocketAddr,
@@ -281,9 +285,8 @@ struct HaProxy {
 
 impl HaProxy {
     /// In front of these gateways; `None` if HAProxy is not installed.
-    fn start(gateways: &[Running; 2], version: &str) -> Option<Self> {
+    fn start(sample: &str, gateways: &[Running; 2], version: &str) -> Option<Self> {
         let [mqtt, mqtts] = [(); 2].map(|()| support::closed_port());
-        let sample = include_str!("../config/haproxy.cfg");
         let line = |line: &str| {
             let mut line = line.replace("maxconn 50000", "maxconn 500").replace("send-proxy-v2", version);
             line = line.replace("bind :1883", &format!("bind {mqtt}"));
@@ -339,7 +342,7 @@ fn device_through(balancer: &HaProxy, n: u8) -> Option<Device> {
 
 #[test]
 fn two_gateways_behind_haproxy_and_one_of_them_dies() {
-    for version in ["send-proxy-v2", "send-proxy"] {
+    for (sample, version) in SAMPLES.into_iter().zip(["send-proxy-v2", "send-proxy"]) {
         let server = ChatServer::start();
         let start = || {
             gateway_with(&[server.url()], |config| {
@@ -350,7 +353,7 @@ fn two_gateways_behind_haproxy_and_one_of_them_dies() {
             })
         };
         let gateways = [start(), start()];
-        let Some(balancer) = HaProxy::start(&gateways, version) else { return };
+        let Some(balancer) = HaProxy::start(sample, &gateways, version) else { return };
         let mut at = [Vec::new(), Vec::new()];
         for n in 1..=12 {
             let mut device = device_through(&balancer, n).unwrap();
@@ -407,12 +410,14 @@ fn tls_passes_through_haproxy() {
         })
     };
     let gateways = [start(), start()];
-    let Some(balancer) = HaProxy::start(&gateways, "send-proxy-v2") else { return };
-    for n in 1..=6 {
-        let mut log = LogCapture::containing(format!("127.0.2.{n}:"));
-        let tls =
-            authority.client().connect("127.0.0.1", connect_from([127, 0, 2, n], balancer.mqtts)).unwrap();
-        device_over(tls, n).mqtt.assert_nothing_pending();
-        log.wait_for_line(&client_id(n));
+    for (network, sample) in (2..).zip(SAMPLES) {
+        let Some(balancer) = HaProxy::start(sample, &gateways, "send-proxy-v2") else { return };
+        for n in 1..=6 {
+            let mut log = LogCapture::containing(format!("127.0.{network}.{n}:"));
+            let tcp = connect_from([127, 0, network, n], balancer.mqtts);
+            let tls = authority.client().connect("127.0.0.1", tcp).unwrap();
+            device_over(tls, n).mqtt.assert_nothing_pending();
+            log.wait_for_line(&client_id(n));
+        }
     }
 }
