@@ -217,6 +217,20 @@ fn translated_pages_are_in_step() {
     }
 }
 
+/// What a user of Redis may do is what `check` says that it needs.
+#[test]
+fn the_permissions_for_redis_are_those_that_check_names() {
+    let source = text("src/cluster/check.rs");
+    let permissions = source.split('"').find(|text| text.starts_with("~PREFIX:*")).unwrap();
+    let permissions = permissions.replace("PREFIX", "mqtt-websocket-proxy");
+    for page in ["docs/security.md", "docs/scale-out.md", "docs/scale-out.zh-CN.md"] {
+        let text = text(page);
+        let users: Vec<_> = text.lines().filter_map(|line| line.split_once(">a-long-random-text ")).collect();
+        assert!(!users.is_empty(), "{page}");
+        users.into_iter().for_each(|(_, found)| assert_eq!(found, permissions, "{page}"));
+    }
+}
+
 /// Every page there is.
 fn pages() -> Vec<String> {
     let mut pages: Vec<_> = READMES.map(str::to_owned).to_vec();
