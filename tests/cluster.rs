@@ -269,6 +269,24 @@ fn a_full_redis_is_tried_again() {
 }
 
 #[test]
+fn a_redis_without_memory_refuses_new_records_keeps_the_others_and_devices_log_in() {
+    if !is_installed() {
+        return;
+    }
+    let redis = RedisServer::start();
+    let mut log = LogCapture::containing("Redis refused a command");
+    let gateway = gateway(&redis.url(), "one", |_| {});
+    let _device = Device::connect(gateway.addresses().mqtt, 1);
+    let before = record(&redis, 1);
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 2);
+    assert!(log.wait_for_line("OOM").contains("maxmemory"));
+    assert!(is_connected(&mut device));
+    assert_eq!(redis.command(&["GET", &key(2)]), "$-1\r\n");
+    assert_eq!(record(&redis, 1), before);
+}
+
+#[test]
 fn the_documented_permissions_suffice() {
     if !is_installed() {
         return;

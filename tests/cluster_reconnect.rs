@@ -183,6 +183,26 @@ fn when_the_gateway_with_the_connection_ends_the_device_comes_back_to_its_call()
 }
 
 #[test]
+fn while_the_gateway_with_the_call_or_with_the_connection_drains_the_device_comes_back_to_its_call() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = Cluster::start(3, 1, |_| {});
+    let (device, mut call, mut peer) = cluster.device_in_call(1);
+    cluster.gateways[0].as_ref().unwrap().handle().drain();
+    drop(device);
+    let mut device = cluster.connect(1, 1);
+    assert_goes_on(&mut device, &mut call, &mut peer, 120);
+    // There it has a connection, and no call.
+    cluster.gateways[1].as_ref().unwrap().handle().drain();
+    device.mqtt.read_until_closed();
+    let mut device = cluster.connect(2, 1);
+    assert_goes_on(&mut device, &mut call, &mut peer, 180);
+    device.send_text(r#"{"type":"goodbye"}"#);
+    peer.expect_close(1000);
+}
+
+#[test]
 fn without_redis_a_device_logs_in_and_calls_and_a_call_elsewhere_ends_in_words() {
     if !is_installed() {
         return;
