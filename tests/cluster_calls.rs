@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use support::audio::Call;
 use support::chat_server::Peer;
 use support::device::{Device, HELLO, mac};
+use support::http::metric_sum;
 use support::redis::is_installed;
-use support::service::{Gateway, Service};
+use support::service::{Gateway, Service, TOKEN};
 
 /// A device in a call with its chat server, which has received audio.
 struct Party {
@@ -88,6 +89,11 @@ fn devices_of_two_gateways_talk_whichever_gateway_is_asked() {
             }
             let (_, shown) = asked.get(&format!("/api/sessions/{}", mac(1)));
             assert_eq!(shown["call"]["state"], "bridged", "{shown}");
+            let passed = |what: &str| {
+                let name = format!(r#"gateway_cluster_passed_total{{what="{what}"}}"#);
+                metric_sum(service.gateways[0].api(), &name, Some(TOKEN))
+            };
+            assert!(passed("audio_sent") >= 5.0 && passed("audio_received") >= 5.0);
             // It ends for both, whoever ends it.
             match n {
                 0 => a.device.send_text(r#"{"type":"goodbye"}"#),

@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::FieldReader;
+use crate::admin::passed_on::{PassedOn, decode_answer, encode_answer};
 use crate::cluster::{Action, Cluster, Connection, FIRST_KIND, GatewayId, MAX_PAYLOAD, Outcome, Settings};
 use crate::proto::identity::Mac;
+use crate::session::{RelayMessage, decode_audio, encode_audio};
 
 /// A script: bytes of both connections, with time and events of devices in between.
 pub fn cluster_bytes(data: &[u8]) {
@@ -48,6 +50,22 @@ fn run(data: &[u8], piece: usize, mut now: Instant) -> Vec<String> {
     trace
 }
 
+/// Whatever its kind says.
+fn check_payload(payload: &[u8]) {
+    if let Some(message) = RelayMessage::decode(payload) {
+        assert_eq!(message.encode(), payload);
+    }
+    if let Some((call, to, opus)) = decode_audio(payload) {
+        let mut bytes = Vec::new();
+        encode_audio(call, to, opus, &mut bytes);
+        assert_eq!(bytes, payload);
+    }
+    if let Ok(request) = PassedOn::decode(payload) {
+        assert_eq!(PassedOn::decode(&request.encode()).as_ref(), Ok(&request));
+    }
+    assert!(decode_answer(payload).is_none_or(|answer| encode_answer(&answer) == payload));
+}
+
 fn feed(cluster: &mut Cluster, connection: Connection, bytes: &[u8], piece: usize, now: Instant) {
     for bytes in bytes.chunks(piece) {
         cluster.on_bytes(connection, bytes, now);
@@ -69,6 +87,7 @@ fn settle(cluster: &mut Cluster, now: Instant, trace: &mut Vec<String>) {
         for outcome in &outcomes {
             if let Outcome::Received { kind, payload, .. } = outcome {
                 assert!(*kind >= FIRST_KIND && payload.len() <= MAX_PAYLOAD);
+                check_payload(payload);
             }
         }
         trace.push(format!("{actions:?} {outcomes:?}"));

@@ -50,6 +50,9 @@ pub(crate) struct MetricSources<'a> {
     pub(crate) webhooks: &'a Webhooks,
     #[cfg(feature = "cluster")]
     pub(crate) cluster: &'a ClusterClient,
+    /// What passes between this gateway and others, by kind.
+    #[cfg(feature = "cluster")]
+    pub(crate) passed: [(&'static str, u64); 4],
     pub(crate) draining: bool,
     /// The number of this worker, and how many there are.
     pub(crate) worker: usize,
@@ -71,7 +74,7 @@ impl MetricSources<'_> {
         if self.worker == 0 {
             self.write_process_metrics(&mut families);
             #[cfg(feature = "cluster")]
-            write_cluster_metrics(self.cluster, &mut families);
+            write_cluster_metrics(self.cluster, self.passed, &mut families);
         }
         families
     }

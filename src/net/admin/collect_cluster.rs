@@ -2,11 +2,15 @@
 
 use crate::admin::prometheus::MetricFamilies;
 use crate::admin::prometheus::MetricType::{Counter, Gauge};
-use crate::cluster::ClusterState;
+use crate::cluster::{ClusterState, Counters};
 use crate::net::cluster::ClusterClient;
 
 /// Nothing without `cluster.redis`.
-pub(super) fn write_cluster_metrics(cluster: &ClusterClient, families: &mut MetricFamilies) {
+pub(super) fn write_cluster_metrics(
+    cluster: &ClusterClient,
+    passed: [(&'static str, u64); 4],
+    families: &mut MetricFamilies,
+) {
     let Some(round_trips) = cluster.round_trips() else { return };
     let counters = cluster.counters();
     let (devices, registered) = cluster.devices();
@@ -43,11 +47,27 @@ pub(super) fn write_cluster_metrics(cluster: &ClusterClient, families: &mut Metr
     );
     families.labelled(
         Counter,
+        "gateway_cluster_passed_total",
+        "Packets of calls with devices of other gateways, and requests of the API that other gateways answer, and are answered.",
+        "what",
+        passed,
+    );
+    families.labelled(
+        Counter,
         "gateway_cluster_commands_total",
         "Commands for Redis, and those that it refused.",
         "result",
         [("sent", counters.commands), ("refused", counters.refused)],
     );
+    families.histogram(
+        "gateway_cluster_round_trip_seconds",
+        "Time until Redis answers, measured every 2 s.",
+        round_trips,
+    );
+    write_counters(&counters, families);
+}
+
+fn write_counters(counters: &Counters, families: &mut MetricFamilies) {
     for (name, help, value) in [
         (
             "gateway_cluster_published_bytes_total",
@@ -67,9 +87,4 @@ pub(super) fn write_cluster_metrics(cluster: &ClusterClient, families: &mut Metr
     ] {
         families.scalar(Counter, name, help, value);
     }
-    families.histogram(
-        "gateway_cluster_round_trip_seconds",
-        "Time until Redis answers, measured every 2 s.",
-        round_trips,
-    );
 }

@@ -151,6 +151,8 @@ impl Gateway {
             webhooks: &self.webhooks,
             #[cfg(feature = "cluster")]
             cluster: &self.cluster.client,
+            #[cfg(feature = "cluster")]
+            passed: self.cluster.passed(),
             draining: self.lifecycle.is_draining(),
             history: &self.history,
             worker: self.workers.index(),

@@ -16,7 +16,7 @@ use crate::net::admin::request::{AdminRequest, MAX_CURSOR, parse_page_query};
 use crate::net::event_loop::io::TimerKind;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::admin_handlers::bad_parameter;
-use crate::net::gateway::far_requests::timeout_of;
+use crate::net::gateway::far_requests::{MAX_ASKED, timeout_of};
 
 /// Devices of each other gateway on a page.
 const FAR_PAGE: usize = 200;
@@ -156,7 +156,9 @@ impl Gateway {
                 PassedOn { endpoint, name: name_in_path, query, body: request.body.as_bytes() }.encode();
             let kind = Kind::Request as u8;
             let asked = is_connected
+                && self.cluster.gatherings.len() < MAX_ASKED
                 && self.cluster.client.send(id, kind, request.request_id, &payload, &self.io).is_ok();
+            self.cluster.requests.sent += u64::from(asked);
             let other = Other { name, parts: Vec::new(), response: None, done: !asked };
             gathering.others.insert(id, other);
         }

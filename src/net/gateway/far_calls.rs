@@ -24,7 +24,7 @@ pub(crate) struct FarCalls {
     /// Where frames are written. Only its memory is reused.
     frame: Vec<u8>,
     /// Packets of audio that were sent, and received.
-    pub(crate) packets: [u64; 2],
+    packets: [u64; 2],
 }
 
 impl ClusterPart {
@@ -47,6 +47,19 @@ impl ClusterPart {
         sent.map_err(|_| DropReason::RelayFull)?;
         self.calls.packets[0] += 1;
         Ok(())
+    }
+}
+
+impl ClusterPart {
+    /// What passes between this gateway and others: by kind.
+    pub(super) fn passed(&self) -> [(&'static str, u64); 4] {
+        let [sent, received] = self.calls.packets;
+        [
+            ("audio_sent", sent),
+            ("audio_received", received),
+            ("requests_sent", self.requests.sent),
+            ("requests_answered", self.requests.answered),
+        ]
     }
 }
 
@@ -82,7 +95,8 @@ impl Gateway {
 
     /// Tells the gateways that could not be told yet. To be called when Redis may be reachable again.
     pub(super) fn tell_all_calls_lost(&mut self) {
-        if self.cluster.client.state() == ClusterState::Connected {
+        let has_untold = !self.cluster.calls.untold.is_empty();
+        if has_untold && self.cluster.client.state() == ClusterState::Connected {
             let untold = self.cluster.calls.untold.clone();
             untold.into_iter().for_each(|gateway| _ = self.tell_calls_lost(gateway));
         }

@@ -20,8 +20,8 @@ use crate::net::gateway::Gateway;
 use crate::net::gateway::cluster::LocateFor;
 use crate::proto::identity::Mac;
 
-/// Requests that wait for Redis or for other gateways. Those of the API's connections are fewer.
-const MAX_ASKED: usize = 512;
+/// Requests that wait for Redis or for other gateways; as many may wait for all of them. Those of the API's connections are fewer.
+pub(super) const MAX_ASKED: usize = 512;
 /// Requests of other gateways that are being answered. More are refused.
 const MAX_SERVED: usize = 256;
 /// How long another gateway has to answer.
@@ -44,6 +44,10 @@ const SERVED_SLOT: u32 = u32::MAX;
 pub(crate) struct FarRequests {
     asked: HashMap<u64, Asked>,
     served: HashMap<u64, Served>,
+    /// How many were sent to other gateways.
+    pub(super) sent: u64,
+    /// How many of other gateways were answered.
+    pub(super) answered: u64,
 }
 
 /// A request that waits for Redis or for another gateway.
@@ -182,6 +186,7 @@ impl Gateway {
                 format!("The device is connected to another gateway, which cannot be asked: {error}.");
             return self.refuse(&asked.request, 503, "unknown", sentence);
         }
+        self.cluster.requests.sent += 1;
         asked.step = Step::Wait(to, Vec::new());
         self.cluster.requests.asked.insert(request_id, asked);
     }
@@ -283,6 +288,7 @@ impl Gateway {
     }
 
     fn answer_gateway(&mut self, to: GatewayId, id: u64, response: &Response) {
+        self.cluster.requests.answered += 1;
         let bytes = encode_answer(response);
         let mut parts = bytes.chunks(PART).peekable();
         while let Some(part) = parts.next() {
