@@ -202,7 +202,7 @@ fn lists_are_of_all_gateways_with_one_worker_and_with_several() {
         let one = &service.gateways[0];
         let (status, nobody) = one.get("/api/sessions?gateway=nobody");
         assert_eq!((status, &nobody["code"]), (404, &json!("no_such_gateway")));
-        assert_eq!(one.get("/api/sessions?after=7").0, 400);
+        assert_eq!(one.get("/api/sessions?after=x").0, 400);
         assert_eq!(one.get("/api/sessions?limit=0").0, 400);
         // Their states, and a message to all.
         let names = json!({"clientIds": [devices[0].client_id, devices[1].mac, "02:00:00:00:00:77"]});

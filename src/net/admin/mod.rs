@@ -8,5 +8,6 @@ mod event_streams;
 pub(crate) mod pending;
 mod proc_stats;
 pub(crate) mod request;
+pub(crate) mod selection;
 pub(crate) mod server;
 mod tls;

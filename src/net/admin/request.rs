@@ -7,7 +7,7 @@ use crate::admin::routes::Endpoint;
 use crate::proto::identity::{ClientId, Mac};
 
 /// Devices on a page: the maximum and the default.
-const MAX_PAGE_SIZE: usize = 1000;
+pub(crate) const MAX_PAGE_SIZE: usize = 1000;
 /// The largest cursor: every JSON parser reads it without loss.
 pub(crate) const MAX_CURSOR: u64 = (1 << 53) - 1;
 

@@ -4,9 +4,10 @@ use crate::admin::answer::Answer;
 use crate::admin::error::{ApiError, MAX_BODY_BYTES, RequestError};
 use crate::admin::http::{Method, RequestHead};
 use crate::admin::response::Response;
-use crate::admin::routes::{self, Endpoint, RouteMatch, Scope};
+use crate::admin::routes::{self, Endpoint, Reach, RouteMatch, Scope};
 use crate::net::admin::connection::{Progress, ReceivedRequest};
 use crate::net::admin::request::{AdminRequest, AdminResponse};
+use crate::net::admin::selection::Selection;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::AdminId;
 use crate::net::gateway::Gateway;
@@ -61,9 +62,32 @@ impl Gateway {
         }
         let workers = self.workers_asked(endpoint);
         self.admin.wait_for_answer(id, head, &request, workers, &self.io);
-        if self.ask_all_gateways(&mut request) {
-            self.hand_to_workers(request);
+        if endpoint.reach() == Reach::All {
+            match self.ask_gateways(&mut request) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    let response = error.response(endpoint.error_style());
+                    return self.admin.finish(request.request_id, &response, &mut self.io);
+                }
+            }
         }
+        self.hand_to_workers(request);
+    }
+
+    /// Asks the gateways that the query selects. Whether this one is one of them.
+    fn ask_gateways(&mut self, request: &mut AdminRequest) -> Result<bool, ApiError> {
+        let selection = Selection::parse(request.endpoint, &request.query)
+            .map_err(|bad| ApiError::new(400, "bad_parameter", format!("{bad}.")))?;
+        let (with_own, with_others) = self.ask_all_gateways(request, &selection);
+        if !with_own && !with_others {
+            let sentence = "No gateway of this name is known; GET /api/gateways lists them.";
+            return Err(ApiError::new(404, "no_such_gateway", sentence));
+        }
+        if request.endpoint == Endpoint::Sessions {
+            request.query = selection.page_of(self.own_run(), self.own_run(), selection.limit);
+        }
+        Ok(with_own)
     }
 
     /// How many workers answer such a request together; 0 for any one of them.

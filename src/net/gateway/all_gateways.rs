@@ -5,27 +5,21 @@
 use std::collections::BTreeMap;
 
 use crate::admin::answer::Answer;
-use crate::admin::error::ApiError;
 use crate::admin::gateway_answers::{GatewayAnswer, join, unknown};
-use crate::admin::params::{BadParameter, query_number, query_value};
 use crate::admin::passed_on::{PassedOn, decode_answer};
 use crate::admin::response::Response;
 use crate::admin::routes::{Endpoint, Reach};
 use crate::cluster::{ClusterState, GatewayId, Kind};
-use crate::net::admin::request::{AdminRequest, MAX_CURSOR, parse_page_query};
+use crate::net::admin::request::AdminRequest;
+use crate::net::admin::selection::Selection;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::admin_handlers::bad_parameter;
 use crate::net::gateway::far_requests::{MAX_ASKED, timeout_of};
 
 /// Devices of each other gateway on a page.
 const FAR_PAGE: usize = 200;
-/// Calls on a page, as `GET /api/calls` says.
-const CALLS_PAGE: (u64, u64) = (100, 1000);
 /// Bytes of all answers to one request. Those that come later are missing.
 const GATHERED_MAX: usize = 16 << 20;
-/// In `?gateway=`, the gateway that is asked.
-const SELF: &str = "self";
 
 /// A request that waits for the answers of gateways.
 pub(crate) struct Gathering {
@@ -92,63 +86,47 @@ impl Gathering {
 }
 
 impl Gateway {
-    /// Asks the other gateways what all answer together. Whether this gateway is to answer too.
-    pub(super) fn ask_all_gateways(&mut self, request: &mut AdminRequest) -> bool {
-        let Some(own) = self.cluster.client.id().filter(|_| request.endpoint.reach() == Reach::All) else {
-            return true;
-        };
-        let wanted = match Wanted::parse(request) {
-            Ok(wanted) => wanted,
-            Err(bad) => {
-                self.finish_request(request.request_id, bad_parameter(&bad));
-                return false;
-            }
-        };
-        let own_name = self.cluster.client.name();
-        let name = wanted.gateway.clone();
-        let with_own = name.is_none() || name.as_deref() == Some(SELF) || name == own_name;
-        let is_other = |other: &str| name.as_deref().is_none_or(|name| name != SELF && name == other);
-        let peers = self.cluster.client.peers().filter(|peer| is_other(&peer.info.name));
+    /// Asks the other gateways what all answer together. Whether this gateway is to answer, and whether others are.
+    pub(super) fn ask_all_gateways(&mut self, request: &AdminRequest, selection: &Selection) -> (bool, bool) {
+        let own_name = self.cluster.client.name().unwrap_or_default();
+        let with_own = selection.contains(&own_name, true);
+        if !self.cluster.client.is_on() {
+            return (with_own, false);
+        }
+        let peers = self.cluster.client.peers().filter(|peer| selection.contains(&peer.info.name, false));
         let others: Vec<_> = peers.map(|peer| (peer.id, peer.info.name.clone())).collect();
-        if !with_own && others.is_empty() {
-            let error = ApiError::new(
-                404,
-                "no_such_gateway",
-                "No gateway of this name is known; GET /api/gateways lists them.",
-            );
-            self.finish_request(request.request_id, error.response(request.endpoint.error_style()));
-            return false;
+        let with_others = !others.is_empty();
+        if with_own || with_others {
+            self.gather(request, with_own, selection, others);
         }
-        // What one other gateway may have, another one that is not known may not.
-        let asks_all = name.is_none();
-        self.gather(request, with_own, asks_all, &wanted, others);
-        if request.endpoint == Endpoint::Sessions {
-            request.query = wanted.page_of(own, wanted.limit);
-        }
-        with_own
+        (with_own, with_others)
+    }
+
+    /// Identifies this run of the gateway.
+    pub(super) fn own_run(&self) -> u64 {
+        self.cluster.client.id().map_or(0, |GatewayId(run)| run)
     }
 
     fn gather(
         &mut self,
         request: &AdminRequest,
         with_own: bool,
-        asks_all: bool,
-        wanted: &Wanted,
+        selection: &Selection,
         others: Vec<(GatewayId, String)>,
     ) {
         let is_connected = self.cluster.client.state() == ClusterState::Connected;
         let mut gathering = Gathering {
             endpoint: request.endpoint,
-            limit: wanted.limit,
+            limit: selection.limit,
             with_own,
             own: None,
             others: BTreeMap::new(),
-            redis_unreachable: asks_all && !is_connected,
+            redis_unreachable: selection.is_all() && !is_connected,
             bytes: 0,
         };
         for (id, name) in others {
             let query = match request.endpoint {
-                Endpoint::Sessions => wanted.page_of(id, wanted.limit.min(FAR_PAGE)),
+                Endpoint::Sessions => selection.page_of(id.0, self.own_run(), selection.limit.min(FAR_PAGE)),
                 _ => request.query.clone(),
             };
             let (endpoint, name_in_path) = (request.endpoint, request.client_id.clone());
@@ -186,7 +164,7 @@ impl Gateway {
         // Another one may have what has this id.
         let others: Vec<_> =
             self.cluster.client.peers().map(|peer| (peer.id, peer.info.name.clone())).collect();
-        self.gather(&request, true, true, &Wanted::default(), others);
+        self.gather(&request, true, &Selection::default(), others);
         self.gather_own(request_id, Answer::Response(response))
     }
 
@@ -238,57 +216,4 @@ impl Gateway {
         let own_run = self.cluster.client.id().unwrap_or(GatewayId(0));
         self.finish_request(request_id, gathering.into_response(own_name, own_run));
     }
-}
-
-/// What the query says to all.
-#[derive(Default)]
-struct Wanted {
-    gateway: Option<String>,
-    limit: usize,
-    /// Where the page begins: a gateway, and a cursor there.
-    after: Option<(GatewayId, u64)>,
-}
-
-impl Wanted {
-    fn parse(request: &AdminRequest) -> Result<Self, BadParameter> {
-        let query = &request.query;
-        let gateway = query_value(query, "gateway")?.map(|name| name.into_owned());
-        let (limit, after) = match request.endpoint {
-            Endpoint::Sessions => {
-                let after = query_value(query, "after")?.unwrap_or_default();
-                let bad =
-                    || BadParameter::new("after", &format!("{after:?}"), "the `next` of the page before");
-                let after = match after.split_once('-') {
-                    _ if after.is_empty() || after == "0" => None,
-                    Some((run, cursor)) => {
-                        let cursor = cursor.parse().ok().filter(|cursor| *cursor <= MAX_CURSOR);
-                        Some((run.parse().map_err(|()| bad())?, cursor.ok_or_else(bad)?))
-                    }
-                    None => return Err(bad()),
-                };
-                (parse_page_query(&without(query, "after"))?.1, after)
-            }
-            Endpoint::Calls => {
-                (query_number(query, "limit", CALLS_PAGE.0, (1, CALLS_PAGE.1))? as usize, None)
-            }
-            _ => (0, None),
-        };
-        Ok(Self { gateway, limit, after })
-    }
-
-    /// The query for the part of a page that this gateway has. One before the beginning of the page only counts.
-    fn page_of(&self, id: GatewayId, limit: usize) -> String {
-        let after = match self.after {
-            Some((first, _)) if id < first => MAX_CURSOR,
-            Some((first, cursor)) if id == first => cursor,
-            _ => 0,
-        };
-        format!("limit={limit}&after={after}")
-    }
-}
-
-/// The query without this parameter.
-fn without(query: &str, key: &str) -> String {
-    let is_other = |part: &&str| part.split_once('=').map_or(*part, |(name, _)| name) != key;
-    query.split('&').filter(is_other).collect::<Vec<_>>().join("&")
 }

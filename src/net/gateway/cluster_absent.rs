@@ -6,6 +6,7 @@ use crate::admin::answer::Answer;
 use crate::admin::gateways::{ClusterDto, GatewayDto};
 use crate::config::Config;
 use crate::net::admin::request::{AdminRequest, AdminResponse};
+use crate::net::admin::selection::Selection;
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -85,8 +86,12 @@ impl Gateway {
         self.admin.collect(response, &self.io)
     }
 
-    pub(super) fn ask_all_gateways(&mut self, _: &mut AdminRequest) -> bool {
-        true
+    pub(super) fn ask_all_gateways(&mut self, _: &AdminRequest, selection: &Selection) -> (bool, bool) {
+        (selection.contains("", true), false)
+    }
+
+    pub(super) fn own_run(&self) -> u64 {
+        0
     }
 
     pub(super) fn on_own_answer(&mut self, request_id: u64, answer: Answer) {
