@@ -42,6 +42,7 @@ impl Selection {
     }
 
     /// Whether all gateways are to answer.
+    #[cfg(feature = "cluster")]
     pub(crate) fn is_all(&self) -> bool {
         self.gateway.is_none()
     }

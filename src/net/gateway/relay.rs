@@ -33,7 +33,7 @@ pub(crate) enum Way {
     /// To a device of this gateway, to which the receiver, the leader, sends them.
     ToGateway(u64),
     /// From a device of this gateway, from which the sender, the leader, has received them.
-    #[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "there is no other gateway"))]
+    #[cfg(feature = "cluster")]
     FromGateway(u64),
 }
 
@@ -242,6 +242,7 @@ impl Gateway {
         self.relay.on_taken(from, &batch);
         let from = match way {
             Way::Between => Place::Worker(from),
+            #[cfg(feature = "cluster")]
             Way::FromGateway(gateway) => Place::Gateway(gateway),
             Way::ToGateway(gateway) => return self.pass_batch_on(gateway, batch),
         };
