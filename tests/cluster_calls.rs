@@ -171,11 +171,7 @@ fn a_call_ends_when_the_other_gateway_or_redis_is_lost_and_can_be_made_again() {
         let body = json!({ "caller_mac": mac(1), "target_mac": mac(2), "caller_nickname": "小明" });
         support::host::wait_until("it is known where devices are", || {
             let (status, answer) = service.gateways[0].post(path, &body);
-            assert!(
-                status == 503 || answer["status"] == "pending" || answer["status"] == "offline",
-                "{answer}"
-            );
-            answer["status"] == "pending"
+            status == 200 && answer["status"] == "pending"
         });
         assert_eq!(b.device.json()["type"], "mcp");
         assert_eq!(accept(&service.gateways[1], 2), "bridged");

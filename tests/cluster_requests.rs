@@ -11,6 +11,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 use support::device::{Device, mac};
+use support::host::wait_until;
 use support::http::http_call;
 use support::redis::is_installed;
 use support::service::{Gateway, Service, TOKEN};
@@ -108,7 +109,7 @@ fn an_answer_after_its_time_is_found_by_its_id() {
         let (_, result) = asked.wait_for("GET", &path, |(status, _)| *status == 200);
         assert_eq!(result["data"]["content"][0]["text"], "late");
     }
-    assert_eq!(one.get("/api/commands/results/7").0, 404);
+    one.wait_for("GET", "/api/commands/results/7", |(status, _)| *status == 404);
 }
 
 #[test]
@@ -157,12 +158,17 @@ fn a_device_of_a_gateway_that_was_killed_is_not_connected_at_once_and_of_one_tha
     assert_is_absent(one, &of_two.client_id);
 }
 
+/// The answer of all gateways, however slow the machine is.
+fn complete(gateway: &Gateway, path: &str) -> (u16, Value) {
+    gateway.wait_for("GET", path, |(status, page)| *status == 200 && page["unanswered"] == json!([]))
+}
+
 /// Names of devices of all gateways, page by page.
 fn listed(gateway: &Gateway, limit: usize, filter: &str) -> Vec<(String, String)> {
     let (mut all, mut after) = (Vec::new(), String::new());
     loop {
-        let (status, page) = gateway.get(&format!("/api/sessions?limit={limit}{after}{filter}"));
-        assert_eq!((status, &page["unanswered"]), (200, &json!([])), "{page}");
+        let path = format!("/api/sessions?limit={limit}{after}{filter}");
+        let (_, page) = complete(gateway, &path);
         let sessions = page["sessions"].as_array().unwrap();
         assert!(sessions.len() <= limit, "{page}");
         let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -196,7 +202,7 @@ fn lists_are_of_all_gateways_with_one_worker_and_with_several() {
             found.sort();
             assert_eq!(found, of_two);
             assert!(listed(gateway, 9, "&gateway=self").iter().all(|(name, _)| *name == gateway.name));
-            let (_, page) = gateway.get("/api/sessions?limit=1");
+            let (_, page) = complete(gateway, "/api/sessions?limit=1");
             assert_eq!((&page["devices"], &page["calls"]), (&json!(11), &json!(0)));
         }
         let one = &service.gateways[0];
@@ -206,8 +212,12 @@ fn lists_are_of_all_gateways_with_one_worker_and_with_several() {
         assert_eq!(one.get("/api/sessions?limit=0").0, 400);
         // Their states, and a message to all.
         let names = json!({"clientIds": [devices[0].client_id, devices[1].mac, "02:00:00:00:00:77"]});
-        let (status, states) = one.post("/api/devices/status", &names);
-        assert_eq!(status, 200, "{states}");
+        let mut states = Value::Null;
+        wait_until("all have answered", || {
+            let (status, answer) = one.post("/api/devices/status", &names);
+            states = answer;
+            status == 200
+        });
         let exists = |name: &str| states[name]["exists"].clone();
         assert_eq!([exists(&devices[0].client_id), exists(&devices[1].mac)], [json!(true), json!(true)]);
         assert_eq!(exists("02:00:00:00:00:77"), json!(false));
@@ -216,7 +226,7 @@ fn lists_are_of_all_gateways_with_one_worker_and_with_several() {
         let (status, sent) = one.post("/api/messages", &message);
         let expected = json!({"sent": 11, "queued": 0, "offline": 0, "refused": 0, "notConnected": [], "unanswered": []});
         assert_eq!((status, sent), (200, expected));
-        let (status, servers) = one.get("/api/servers");
+        let (status, servers) = complete(one, "/api/servers");
         assert_eq!((status, servers["servers"].as_array().unwrap().len()), (200, 3), "{servers}");
         let named = json!({"clientIds": [devices[0].mac, devices[1].mac, "02:00:00:00:00:77"]});
         let (status, left) = one.post("/api/devices/disconnect", &named);
@@ -281,9 +291,9 @@ fn a_call_that_has_ended_is_found_at_any_gateway() {
             let (status, shown) = asked.get(&format!("/api/calls/{}", call["id"]));
             assert_eq!((status, &shown["mac"]), (200, &call["mac"]), "{shown}");
         }
-        assert_eq!(asked.get("/api/calls/1").0, 404);
-        let first = asked.get("/api/calls?limit=1").1;
-        let rest = asked.get(&format!("/api/calls?cursor={}", first["next"])).1;
+        asked.wait_for("GET", "/api/calls/1", |(status, _)| *status == 404);
+        let first = complete(asked, "/api/calls?limit=1").1;
+        let rest = complete(asked, &format!("/api/calls?cursor={}", first["next"])).1;
         let seen = [&first, &rest].map(|page| page["calls"].as_array().unwrap().len());
         assert_eq!(seen.iter().sum::<usize>(), 3, "{first} {rest}");
     }

@@ -25,7 +25,7 @@ pub(super) const MAX_ASKED: usize = 512;
 /// Requests of other gateways that are being answered. More are refused.
 const MAX_SERVED: usize = 256;
 /// How long another gateway has to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long all gateways have for what they answer together.
 const LIST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long they have for a message to many, which they send to some devices at a time.
