@@ -218,16 +218,7 @@ impl Gateway {
     fn on_cluster_outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Connected { name } => self.on_redis_connected(&name),
-            Outcome::Unreachable(reason) => {
-                let redis =
-                    self.io.config.cluster.redis.as_ref().map(ToString::to_string).unwrap_or_default();
-                warn!(
-                    "cluster: {redis} cannot be used: {reason}; this gateway serves its own devices and keeps trying"
-                );
-                self.on_asked_redis_lost();
-                self.on_gateways_lost(None);
-                self.cluster.unreachable = Some(reason);
-            }
+            Outcome::Unreachable(reason) => self.on_redis_unreachable(reason),
             Outcome::Refused(text) => warn!("cluster: Redis refused a command: {text}"),
             Outcome::NameTaken { name, holder, instead } => {
                 warn!("cluster: another gateway (run {holder}) has the name {name}; this one is {instead}");
@@ -318,6 +309,16 @@ impl Gateway {
             // Of a later version, or of nobody who belongs here.
             None => {}
         }
+    }
+
+    fn on_redis_unreachable(&mut self, reason: String) {
+        let redis = self.io.config.cluster.redis.as_ref().map(ToString::to_string).unwrap_or_default();
+        warn!(
+            "cluster: {redis} cannot be used: {reason}; this gateway serves its own devices and keeps trying"
+        );
+        self.on_asked_redis_lost();
+        self.on_gateways_lost(None);
+        self.cluster.unreachable = Some(reason);
     }
 
     fn on_redis_connected(&mut self, name: &str) {
