@@ -22,6 +22,8 @@ use support::TIMEOUT;
 use support::admin::{Fixture, KEY, TOKEN, fixture, mac};
 use support::browser::{Browser, assert_accessible};
 use support::http::RawClient;
+#[cfg(feature = "cluster")]
+use support::redis;
 
 /// A client id with scripts, which run if the page inserts it as HTML.
 const HOSTILE_CLIENT_ID: &str = "<img/src=x onerror=document.title='owned'>@@@aa_bb_cc_dd_ee_ff@@@<script>document.title='owned'<\u{2f}script>";
@@ -592,6 +594,32 @@ fn any_number_of_devices_is_counted_and_shown() {
         assert_eq!(browser.value(offers), devices == 0);
         browser.screenshot(&format!("devices-{devices}"));
     }
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[cfg(feature = "cluster")]
+#[test]
+fn devices_of_all_gateways_are_shown_and_one_gateway_can_be_chosen() {
+    let Some(mut browser) = Browser::start() else { return };
+    if !redis::is_installed() {
+        return;
+    }
+    let server = redis::RedisServer::start();
+    let gateways = ["north", "south"].map(|name| {
+        fixture(|config| {
+            config.cluster.redis = Some(server.url().parse().unwrap());
+            config.cluster.name = Some(name.to_owned());
+        })
+    });
+    let _devices: Vec<_> = (0..5).map(|n| gateways[usize::from(n > 1)].device(&mac(n))).collect();
+    browser.open(&gateways[0]);
+    browser.log_in();
+    browser.until("listed.length === 5 && !$('byGateway').hidden");
+    browser.fill("byGateway", "south");
+    assert_eq!(browser.value("listed.map((device) => device.gateway)"), json!(["south", "south", "south"]));
+    browser.click("#space .row button");
+    browser.until("$('facts').textContent.includes('Gatewaysouth')");
+    browser.screenshot("gateways");
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 }
 

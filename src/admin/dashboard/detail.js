@@ -66,6 +66,7 @@ function showDetail() {
   put($("summary"), ailing ? about(t("v_" + ailing), t("r_" + ailing, {})) : t("s_" + device.state));
   $("summary").className = ailing ? GRAVE.includes(ailing) ? "bad" : "warn" : "dim";
   const facts = [["id", session.clientId], ["ip", session.ip], ["online", duration(session.onlineSeconds)], ["route", session.route]];
+  if (session.gateway) facts.push(["gateway", session.gateway]);
   if (call) {
     facts.push(["time", duration(call.seconds)], ["server", call.server || "–"], ["session", call.sessionId || "–"], ["audio", call.audioFrom || "–"], ...callFacts(call));
   }

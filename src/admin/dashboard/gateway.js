@@ -74,7 +74,7 @@ async function askReady() { return (await send("/readyz")).json(); }
 /// Some pages of the list; a device that a whole round did not show is gone.
 async function sweepSome() {
   for (let i = 0; i < PAGES_PER_POLL; i++) {
-    const page = await ask("/api/sessions?limit=" + PAGE + "&after=" + sweep.next);
+    const page = await ask("/api/sessions?limit=" + PAGE + "&after=" + encodeURIComponent(sweep.next));
     for (const session of page.sessions) take(session);
     if (page.next !== null) { sweep.next = page.next; continue; }
     for (const [id, device] of devices) if (device.generation !== sweep.generation) devices.delete(id);
@@ -99,7 +99,7 @@ function take(session) {
   devices.set(session.clientId, Object.assign(known, {
     session, generation: sweep.generation, loss, ailment: ailment(session),
     state: !session.connected ? "away" : call ? call.state : "idle",
-    route: session.route, server: call && call.server || "",
+    route: session.route, gateway: session.gateway || "", server: call && call.server || "",
     text: (session.clientId + " " + session.mac + " " + session.ip + " " + (call && call.server || "")).toLowerCase(),
   }));
 }

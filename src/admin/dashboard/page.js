@@ -120,7 +120,7 @@ $("language").addEventListener("click", () => {
   store.set(localStorage, "language", language);
   refresh();
 });
-for (const [id, event] of [["search", "input"], ["filter", "change"], ["byServer", "change"], ["byRoute", "change"]]) {
+for (const [id, event] of [["search", "input"], ["filter", "change"], ["byServer", "change"], ["byRoute", "change"], ["byGateway", "change"]]) {
   $(id).addEventListener(event, () => { $("scroll").scrollTop = 0; list(); });
 }
 $("order").addEventListener("change", () => order($("order").value, !["device", "server"].includes($("order").value)));

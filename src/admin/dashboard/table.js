@@ -83,8 +83,8 @@ function list() {
   if ($("view-now").hidden) return;
   showFilters();
   const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean), filter = $("filter").value;
-  const server = $("byServer").value, route = $("byRoute").value;
-  const fits = (d) => isWanted(d, filter) && (!server || d.server === server) && (!route || d.route === route) && words.every((word) => d.text.includes(word));
+  const server = $("byServer").value, route = $("byRoute").value, gateway = $("byGateway").value;
+  const fits = (d) => isWanted(d, filter) && (!server || d.server === server) && (!route || d.route === route) && (!gateway || d.gateway === gateway) && words.every((word) => d.text.includes(word));
   const key = KEYS[sorting.by], sign = sorting.down ? -1 : 1, less = (a, b) => a < b ? -1 : a > b ? 1 : 0;
   const found = [...devices.values()].filter(fits).map((d) => [key(d), d]);
   found.sort(([a, x], [b, y]) => sign * less(a, b) || less(x.session.clientId, y.session.clientId));
@@ -96,19 +96,22 @@ function list() {
 }
 /// Choices with the number of devices that each would show.
 function showFilters() {
-  const counts = { all: devices.size, sick: 0, calls: 0, idle: 0 }, atServers = new Map(servers.map((server) => [server.url, 0])), routes = new Set();
+  const counts = { all: devices.size, sick: 0, calls: 0, idle: 0 }, atServers = new Map(servers.map((server) => [server.url, 0])), routes = new Set(), gateways = new Set();
   for (const device of devices.values()) {
     counts[device.session.call ? "calls" : "idle"]++;
     if (device.ailment) { counts.sick++; counts[device.ailment] = (counts[device.ailment] || 0) + 1; }
     if (device.server) atServers.set(device.server, (atServers.get(device.server) || 0) + 1);
     routes.add(device.route);
+    if (device.gateway) gateways.add(device.gateway);
   }
   const kinds = ["all", "sick", "calls", "idle"].map((name) => [name, t("only_" + name)]), ailments = SICK.map((name) => [name, t("v_" + name)]);
   options($("filter"), [...kinds, ...ailments].map(([name, text]) => [name, text + " (" + number(counts[name] || 0) + ")"]));
   options($("byServer"), [["", t("everyServer")], ...[...atServers.keys()].sort().map((url) => [url, host(url)])]);
   options($("byRoute"), [["", t("everyRoute")], ...[...routes].sort().map((route) => [route, route])]);
+  options($("byGateway"), [["", t("everyGateway")], ...[...gateways].sort().map((name) => [name, name])]);
   $("byServer").hidden = atServers.size < 2;
   $("byRoute").hidden = routes.size < 2;
+  $("byGateway").hidden = gateways.size < 2;
 }
 function fillDevice(row, { session, state, loss, ailment }) {
   const call = session.call, [device, status, time, server, packets, lost, jitter, redials] = row.children;
