@@ -561,8 +561,10 @@ impl Cluster {
         self.outcomes.push(Outcome::PeerGone { id, name, why });
     }
 
-    /// Whether other gateways have had the time to subscribe after this one has connected.
+    /// Whether other gateways have had the time to subscribe after this one has. What ends its subscription may have ended theirs.
     pub(super) fn is_settled(&self, now: Instant) -> bool {
-        self.commands.ready_since().is_some_and(|since| now >= since + SETTLE)
+        [&self.commands, &self.subscriber]
+            .iter()
+            .all(|link| link.ready_since().is_some_and(|since| now >= since + SETTLE))
     }
 }

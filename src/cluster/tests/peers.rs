@@ -69,6 +69,21 @@ fn an_outage_of_redis_takes_no_gateway_away() {
 }
 
 #[test]
+fn redis_that_ends_all_subscriptions_takes_no_gateway_away() {
+    let mut scenario = Scenario::new(2);
+    scenario.run_for(30);
+    (0..2).for_each(|index| scenario.redis.disconnect(index, Connection::Subscriber));
+    scenario.gateways[0].on_lost(Connection::Subscriber, "closed", scenario.now);
+    scenario.gateways[0].send(id(1), FIRST_KIND, 0, b"hello", scenario.now).unwrap();
+    scenario.settle();
+    scenario.gateways[1].on_lost(Connection::Subscriber, "closed", scenario.now);
+    scenario.run_for(10);
+    let outcomes = scenario.take(0);
+    assert!(!outcomes.iter().any(|outcome| matches!(outcome, Outcome::PeerGone { .. })), "{outcomes:?}");
+    assert_eq!((scenario.state(0), scenario.gateways[0].peer_count()), ("connected", 1));
+}
+
+#[test]
 fn payloads_arrive_in_order_and_together() {
     let mut scenario = Scenario::new(2);
     let published = scenario.gateways[0].counters().published;
