@@ -236,6 +236,37 @@ fn lists_are_of_all_gateways_with_one_worker_and_with_several() {
 }
 
 #[test]
+fn a_device_whose_call_is_at_another_gateway_is_listed_once_and_gets_a_message_to_all_once() {
+    if !is_installed() {
+        return;
+    }
+    let service = Service::start(&["one", "two"], |_| {});
+    let mut device = service.device(0, 1);
+    let (_call, mut peer) = device.call(&service.server);
+    drop(device);
+    let mut device = service.device(1, 1);
+    // It is passed on, so the gateways have agreed.
+    device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
+    while peer.json()["state"] != "start" {}
+    for asked in &service.gateways {
+        let (_, page) = asked.get("/api/sessions");
+        assert_eq!((&page["devices"], &page["calls"]), (&json!(1), &json!(1)), "{page}");
+        assert_eq!(listed(asked, 7, ""), [("one".to_owned(), mac(1))]);
+        for to in [json!("all"), json!([mac(1)])] {
+            let alert = |text| json!({"type": "alert", "status": "a", "message": text, "emotion": "c"});
+            let (_, sent) = asked.post("/api/messages", &json!({"to": to, "message": alert("all")}));
+            assert_eq!((&sent["sent"], &sent["notConnected"]), (&json!(1), &json!([])), "{sent}");
+            assert_eq!(device.json()["message"], "all");
+        }
+    }
+    device.send_text(r#"{"type":"goodbye"}"#);
+    peer.expect_close(1000);
+    let at_two = [("two".to_owned(), mac(1))];
+    service.gateways[0].wait_for("GET", "/api/sessions", |(_, page)| page["calls"] == 0);
+    while listed(&service.gateways[0], 7, "") != at_two {}
+}
+
+#[test]
 fn lists_name_the_gateways_that_do_not_answer_and_say_that_redis_is_lost() {
     if !is_installed() {
         return;

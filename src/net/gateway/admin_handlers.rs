@@ -293,7 +293,7 @@ impl Gateway {
             Some(_) => usize::MAX,
         };
         let mut page = dto::SessionPage {
-            devices: self.sessions.index.devices(),
+            devices: self.sessions.index.devices().saturating_sub(self.cluster.remote_calls.len()),
             calls: self.sessions.index.calls(),
             draining: self.lifecycle.is_draining(),
             next: None,
@@ -302,6 +302,9 @@ impl Gateway {
         let (worker, config) = (self.workers.index(), &self.io.config);
         let current_key = config.mqtt.key_fingerprint();
         for (slot, session) in self.sessions.starting_at(first_slot) {
+            if self.sessions.at(slot).is_some_and(|id| self.cluster.remote_calls.contains(id)) {
+                continue;
+            }
             let Some(view) = dto::session_dto(&session.core, worker, config, current_key, self.io.now) else {
                 continue;
             };

@@ -83,7 +83,8 @@ impl Gateway {
     }
 
     fn is_present(&self, id: SessionId) -> bool {
-        self.sessions.get(id).is_some_and(|Session { core, .. }| core.is_present())
+        let is_elsewhere = self.cluster.remote_calls.contains(id);
+        !is_elsewhere && self.sessions.get(id).is_some_and(|Session { core, .. }| core.is_present())
     }
 
     /// Sends the next devices their message.

@@ -39,6 +39,14 @@ impl NoRemote {
         false
     }
 
+    pub(crate) fn len(&self) -> usize {
+        0
+    }
+
+    pub(crate) fn contains(&self, _: SessionId) -> bool {
+        false
+    }
+
     pub(crate) fn forget(&self, _: SessionId) {}
 }
 

@@ -80,6 +80,16 @@ impl RemoteCalls {
         self.calls.get(&id).map(|call| call.gateway)
     }
 
+    /// How many devices have their call at another gateway, which shows them and sends them what all get.
+    pub(crate) fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Whether it is one of them.
+    pub(crate) fn contains(&self, id: SessionId) -> bool {
+        self.calls.contains_key(&id)
+    }
+
     pub(crate) fn hold(&mut self, id: SessionId) {
         self.held.insert(id, Held::default());
     }
