@@ -5,7 +5,7 @@ mod socket;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::debug;
 use mio::Waker;
@@ -13,7 +13,7 @@ use mio::Waker;
 use crate::admin::prometheus::Histogram;
 use crate::cluster::{
     Action, Cluster, ClusterState, Connection, Counters, GatewayId, Outcome, OwnInfo, Peer, SendError,
-    Settings, WaitingCall,
+    Settings,
 };
 use crate::config::Config;
 use crate::net::backend::dial::DialContext;
@@ -23,7 +23,6 @@ use crate::net::cluster::socket::{Progress, Socket};
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{self, REDIS_COMMANDS, REDIS_SUBSCRIBER};
-use crate::proto::identity::Mac;
 
 /// Bytes per read.
 const READ_SIZE: usize = 64 << 10;
@@ -140,59 +139,10 @@ impl ClusterClient {
         }
     }
 
-    /// A device has connected to this gateway; see [`Cluster::device_connected`].
-    pub(crate) fn device_connected(&mut self, mac: Mac, connection: u32, client: u64, since: u64, io: &Io) {
+    /// Tells the core something, if there is a cluster.
+    pub(crate) fn tell(&mut self, io: &Io, tell: impl FnOnce(&mut Cluster, Instant)) {
         if let Some(cluster) = self.cluster_mut() {
-            cluster.device_connected(mac, connection, client, since, io.now);
-        }
-    }
-
-    /// An earlier connection of a device is still there after a later one has ended; see [`Cluster::device_remains`].
-    pub(crate) fn device_remains(&mut self, mac: Mac, connection: u32, client: u64, since: u64, io: &Io) {
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.device_remains(mac, connection, client, since, io.now);
-        }
-    }
-
-    /// A connection of a device has ended.
-    pub(crate) fn device_disconnected(&mut self, mac: Mac, connection: u32, io: &Io) {
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.device_disconnected(mac, connection, io.now);
-        }
-    }
-
-    /// A connection of a device has ended, and its call is at another gateway; see [`Cluster::device_left_call`].
-    pub(crate) fn device_left_call(
-        &mut self,
-        mac: Mac,
-        connection: u32,
-        call_at: GatewayId,
-        number: u32,
-        io: &Io,
-    ) {
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.device_left_call(mac, connection, call_at, number, io.now);
-        }
-    }
-
-    /// A call waits for its device; see [`Cluster::call_waits`].
-    pub(crate) fn call_waits(&mut self, call: WaitingCall, io: &Io) {
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.call_waits(call, io.now);
-        }
-    }
-
-    /// A device leaves whose bucket of hellos is not full; see [`Cluster::keep_hellos`].
-    pub(crate) fn keep_hellos(&mut self, mac: Mac, full_in: Duration, io: &Io) {
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.keep_hellos(mac, full_in, io.now);
-        }
-    }
-
-    /// Asks where a device is. [`Outcome::Located`] follows, unless there is no cluster.
-    pub(crate) fn locate(&mut self, mac: Mac, token: u64, io: &Io) {
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.locate(mac, token, io.now);
+            tell(cluster, io.now);
         }
     }
 

@@ -286,7 +286,8 @@ impl Gateway {
         }
         self.cluster.last_token += 1;
         self.cluster.locating.insert(self.cluster.last_token, what);
-        self.cluster.client.locate(mac, self.cluster.last_token, &self.io);
+        let token = self.cluster.last_token;
+        self.cluster.client.tell(&self.io, |cluster, now| cluster.locate(mac, token, now));
     }
 
     fn on_located(&mut self, what: LocateFor, location: Location) {
@@ -415,24 +416,31 @@ impl Gateway {
 
     /// From this worker or another one.
     pub(super) fn on_device_change(&mut self, change: DeviceChange) {
-        let (client, io) = (&mut self.cluster.client, &self.io);
-        match change {
-            DeviceChange::Connected { mac, connection, client: hash, since } => {
-                client.device_connected(mac, connection, hash, since, io);
-                // Nobody will answer.
-                if client.state() != ClusterState::Connected {
-                    self.tell_registered(mac, connection, None);
-                }
+        let awaits_answer = match &change {
+            DeviceChange::Connected { mac, connection, .. } => Some((*mac, *connection)),
+            _ => None,
+        };
+        self.cluster.client.tell(&self.io, |cluster, now| match change {
+            DeviceChange::Connected { mac, connection, client, since } => {
+                cluster.device_connected(mac, connection, client, since, now);
             }
-            DeviceChange::Disconnected { mac, connection } => client.device_disconnected(mac, connection, io),
+            DeviceChange::Disconnected { mac, connection } => {
+                cluster.device_disconnected(mac, connection, now);
+            }
             DeviceChange::LeftCall { mac, connection, call_at, number } => {
-                client.device_left_call(mac, connection, call_at, number, io);
+                cluster.device_left_call(mac, connection, call_at, number, now);
             }
-            DeviceChange::Hellos { mac, full_in } => client.keep_hellos(mac, full_in, io),
-            DeviceChange::CallWaits(call) => client.call_waits(call, io),
-            DeviceChange::Remains { mac, connection, client: hash, since } => {
-                client.device_remains(mac, connection, hash, since, io);
+            DeviceChange::Hellos { mac, full_in } => cluster.keep_hellos(mac, full_in, now),
+            DeviceChange::CallWaits(call) => cluster.call_waits(call, now),
+            DeviceChange::Remains { mac, connection, client, since } => {
+                cluster.device_remains(mac, connection, client, since, now);
             }
+        });
+        // Nobody else will answer.
+        if let Some((mac, connection)) = awaits_answer
+            && self.cluster.client.state() != ClusterState::Connected
+        {
+            self.tell_registered(mac, connection, None);
         }
     }
 }
