@@ -25,6 +25,25 @@ pub(super) const DELETE: &[u8] =
 /// Errors after which the connection is of no use: a replica after a failover, a server that starts.
 const FATAL_ERRORS: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "UNKILLABLE"];
 
+impl Expect {
+    /// Whether it can be the reply to this command.
+    fn fits(&self, reply: &Reply) -> bool {
+        match (self, reply) {
+            (_, Reply::Error(_)) => true,
+            (Self::Refresh(macs), Reply::Array(values)) => values.len() == macs.len(),
+            (Self::Refresh(_), _) | (_, Reply::Array(_)) => false,
+            (Self::Login | Self::Greeted, reply) => matches!(reply, Reply::Text(_) | Reply::Bulk(_)),
+            (Self::Probe | Self::Published(_) | Self::Hellos(_) | Self::CallRecordWritten(_), reply) => {
+                matches!(reply, Reply::Integer(_))
+            }
+            (Self::Connected(..) | Self::CallRecord(_) | Self::Locate(_), reply) => {
+                matches!(reply, Reply::Bulk(_) | Reply::Null)
+            }
+            (Self::Anything | Self::Name(_) | Self::Restored(..), _) => true,
+        }
+    }
+}
+
 impl Cluster {
     /// The first commands of a connection.
     pub(super) fn greet(&mut self, connection: Connection, now: Instant) {
@@ -84,6 +103,11 @@ impl Cluster {
             if what != Expect::Anything {
                 self.refused(&reply, now);
             }
+        }
+        if !what.fits(&reply) {
+            // All that follow would be taken for others too.
+            let reason = "Redis sent a reply that does not fit its command";
+            return self.give_up(Connection::Commands, reason, now);
         }
         match what {
             Expect::Login | Expect::Anything => {}
