@@ -19,6 +19,8 @@ const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(3);
 /// How often it is tested that the own channel delivers, and after how long without that the subscription is made anew.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 const PROBE_LOST: Duration = Duration::from_secs(6);
+/// For so long after a probe the own channel counts as one that delivers. Gateways are only missed in that time.
+const PROBE_VALID: Duration = Duration::from_secs(3);
 /// Replies that may be outstanding.
 const EXPECTED_MAX: usize = 16_384;
 /// Bytes on their way to Redis above which nothing is accepted any more.
@@ -338,7 +340,7 @@ impl Cluster {
             (self.reported == Some(true)).then_some(self.next_announce),
             self.presence.deadline().filter(|_| self.can_command()),
             self.probe_deadline(),
-            self.peers.deadline().filter(|_| self.reported == Some(true)),
+            self.peers.deadline(self.hears_until()).filter(|_| self.reported == Some(true)),
         ];
         // One of the links has a deadline, or both are ready and probes are due.
         lists.into_iter().flatten().min().unwrap_or(self.next_probe)
@@ -348,6 +350,11 @@ impl Cluster {
     fn probe_deadline(&self) -> Option<Instant> {
         let ready = self.commands.ready_since()?.max(self.subscriber.ready_since()?);
         Some(self.probe_heard.map_or(ready, |heard| heard.max(ready)) + PROBE_LOST)
+    }
+
+    /// Until when silence of others is theirs.
+    fn hears_until(&self) -> Option<Instant> {
+        self.probe_heard.map(|heard| heard + PROBE_VALID)
     }
 
     /// Does what is due.
@@ -380,7 +387,7 @@ impl Cluster {
         }
         self.refresh_presence(now);
         if self.reported == Some(true) {
-            for id in self.peers.stale(now) {
+            for id in self.peers.stale(now, self.hears_until()) {
                 self.peer_gone(id, "not heard for 7 s");
             }
             if self.next_announce <= now {

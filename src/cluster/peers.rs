@@ -50,12 +50,17 @@ impl Peers {
         self.0.values_mut().for_each(|peer| peer.last_heard = now);
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.0.values().map(|peer| peer.last_heard + STALE).min()
+    /// When the next one is missed, if that is before `hears_until`.
+    pub(super) fn deadline(&self, hears_until: Option<Instant>) -> Option<Instant> {
+        let next = self.0.values().map(|peer| peer.last_heard + STALE).min();
+        next.filter(|at| hears_until.is_some_and(|until| *at < until))
     }
 
-    pub(super) fn stale(&self, now: Instant) -> Vec<GatewayId> {
-        let stale = self.0.values().filter(|peer| peer.last_heard + STALE <= now);
+    /// Those that were not heard for too long, by a channel that delivers until `hears_until`.
+    pub(super) fn stale(&self, now: Instant, hears_until: Option<Instant>) -> Vec<GatewayId> {
+        let Some(until) = hears_until else { return Vec::new() };
+        let missed = |peer: &&Peer| peer.last_heard + STALE <= now && peer.last_heard + STALE < until;
+        let stale = self.0.values().filter(missed);
         stale.map(|peer| peer.id).collect()
     }
 }

@@ -84,6 +84,23 @@ fn redis_that_ends_all_subscriptions_takes_no_gateway_away() {
 }
 
 #[test]
+fn a_channel_that_delivers_nothing_takes_no_gateway_away() {
+    for after_ms in (0..6_000).step_by(250) {
+        let mut scenario = Scenario::new(2);
+        scenario.run_until(scenario.now + Duration::from_millis(30_000 + after_ms));
+        scenario.redis.wedged.insert(0);
+        while scenario.state(0) == "connected" {
+            scenario.run_until(scenario.now + Duration::from_millis(10));
+        }
+        scenario.redis.wedged.clear();
+        scenario.run_for(10);
+        let outcomes = scenario.take(0);
+        assert!(!outcomes.iter().any(|outcome| matches!(outcome, Outcome::PeerGone { .. })), "{outcomes:?}");
+        assert_eq!((scenario.state(0), scenario.gateways[0].peer_count()), ("connected", 1));
+    }
+}
+
+#[test]
 fn payloads_arrive_in_order_and_together() {
     let mut scenario = Scenario::new(2);
     let published = scenario.gateways[0].counters().published;
