@@ -264,6 +264,17 @@ fn a_device_whose_call_is_at_another_gateway_is_listed_once_and_gets_a_message_t
     let at_two = [("two".to_owned(), mac(1))];
     service.gateways[0].wait_for("GET", "/api/sessions", |(_, page)| page["calls"] == 0);
     while listed(&service.gateways[0], 7, "") != at_two {}
+    // And it is disconnected once, with its call.
+    let mut device = service.device(0, 1);
+    let (_call, mut peer) = device.call(&service.server);
+    drop(device);
+    let mut device = service.device(1, 1);
+    device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
+    while peer.json()["state"] != "start" {}
+    let (_, answer) = service.gateways[0].post("/api/devices/disconnect", &json!({"all": true}));
+    assert_eq!(answer["disconnected"], 1, "{answer}");
+    peer.expect_close(1000);
+    device.mqtt.read_until_closed();
 }
 
 #[test]

@@ -406,6 +406,8 @@ impl Gateway {
             }
         }
         let current_key = self.io.config.mqtt.key_fingerprint();
+        // The gateway that a device is connected to disconnects it.
+        chosen.retain(|id| !self.cluster.remote_devices.is_attached(*id));
         chosen.retain(|id| {
             self.sessions.get(*id).is_some_and(|Session { core, .. }| {
                 core.is_present() && (!only_previous_key || core.login_key(current_key) == LoginKey::Previous)

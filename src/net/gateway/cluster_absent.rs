@@ -47,6 +47,10 @@ impl NoRemote {
         false
     }
 
+    pub(crate) fn is_attached(&self, _: SessionId) -> bool {
+        false
+    }
+
     pub(crate) fn forget(&self, _: SessionId) {}
 }
 
