@@ -228,8 +228,8 @@ pub(super) fn receive_within<S>(
     wait: Duration,
     mut receive: impl FnMut(&mut S) -> io::Result<usize>,
 ) -> io::Result<Option<usize>> {
-    // A read timeout of zero is none, so "no wait" is another mode of the socket.
-    socket(stream).set_read_timeout(Some(wait))?;
+    // A read timeout of zero is none, so "no wait" is another mode of the socket. Less than a microsecond would become zero.
+    socket(stream).set_read_timeout(Some(wait.max(Duration::from_micros(1))))?;
     socket(stream).set_nonblocking(wait.is_zero())?;
     let result = loop {
         match receive(stream) {

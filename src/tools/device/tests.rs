@@ -103,3 +103,22 @@ fn the_hello_reply_is_parsed_as_strictly_as_by_the_firmware() {
         assert!(CallParameters::parse(&bad).is_err(), "{bad}");
     }
 }
+
+/// A socket takes less than a microsecond for no limit at all.
+#[test]
+fn a_wait_of_less_than_a_microsecond_ends() {
+    let mut socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for wait in [Duration::ZERO, Duration::from_nanos(1), Duration::from_nanos(999)] {
+        let received = call::receive_within(
+            &mut socket,
+            |socket| socket.into(),
+            wait,
+            |socket| {
+                let is_limited = wait.is_zero() || socket.read_timeout()?.is_some();
+                assert!(is_limited, "{wait:?}");
+                socket.recv(&mut [0])
+            },
+        );
+        assert!(matches!(received, Ok(None)), "{received:?}");
+    }
+}
