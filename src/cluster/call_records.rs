@@ -27,21 +27,11 @@ impl Cluster {
         number: u32,
         now: Instant,
     ) {
-        let Some(entry) = self.presence.of(mac, connection).copied() else { return };
-        self.presence.remove(mac);
-        let origin = match entry.registration {
-            Registration::None => return,
-            Registration::Pending => Origin::Connected,
-            Registration::Done(origin) => origin,
-        };
+        let Some(own) = self.take_record(mac, connection) else { return };
         if self.can_command() {
-            let own = entry.record(self.id, origin).to_string();
-            let theirs = DeviceRecord {
-                connection: number,
-                gateway: call_at,
-                ..entry.record(call_at, Origin::Connected)
-            };
-            self.replace(mac, &own, theirs, now);
+            let theirs =
+                DeviceRecord { connection: number, gateway: call_at, origin: Origin::Connected, ..own };
+            self.replace(mac, &own.to_string(), theirs, now);
         }
     }
 

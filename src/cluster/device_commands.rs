@@ -62,16 +62,21 @@ impl Cluster {
 
     /// This connection of the device has ended. Without effect when there is a newer one.
     pub fn device_disconnected(&mut self, mac: Mac, connection: u32, now: Instant) {
-        let Some(entry) = self.presence.of(mac, connection).copied() else { return };
-        self.presence.remove(mac);
-        let origin = match entry.registration {
-            Registration::None => return,
-            Registration::Pending => Origin::Connected,
-            Registration::Done(origin) => origin,
-        };
+        let Some(record) = self.take_record(mac, connection) else { return };
         if self.can_command() {
-            let (key, record) = (self.device_key(mac), entry.record(self.id, origin).to_string());
+            let (key, record) = (self.device_key(mac), record.to_string());
             self.command(&[b"EVAL", DELETE, b"1", key.as_bytes(), record.as_bytes()], Expect::Anything, now);
+        }
+    }
+
+    /// Forgets this connection of the device. Returns its record, if Redis may have it.
+    pub(super) fn take_record(&mut self, mac: Mac, connection: u32) -> Option<DeviceRecord> {
+        let entry = self.presence.of(mac, connection).copied()?;
+        self.presence.remove(mac);
+        match entry.registration {
+            Registration::None => None,
+            Registration::Pending => Some(entry.record(self.id, Origin::Connected)),
+            Registration::Done(origin) => Some(entry.record(self.id, origin)),
         }
     }
 

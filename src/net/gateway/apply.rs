@@ -85,7 +85,11 @@ impl Gateway {
             Action::LateCommandResult { ticket, result } => {
                 self.on_command_result(ticket, &result, Answer::LateCommandResult);
             }
-            Action::CallEnded(summary) => self.on_call_ended(id, &summary),
+            Action::CallEnded(summary) => {
+                // The device may be at another gateway, which is told.
+                sessions.mark_dirty(id);
+                self.on_call_ended(id, &summary);
+            }
             Action::Count(counter) => io.metrics.count(counter),
             Action::Log(event) => self.log_event(id, &event),
             Action::CloseDevice(reason) => self.close_device(id, &reason),

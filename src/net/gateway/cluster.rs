@@ -191,9 +191,10 @@ impl Gateway {
 
     /// At the end of an iteration, before all else is written.
     pub(super) fn advance_cluster(&mut self) {
-        self.flush_remote_devices();
         self.tell_all_calls_lost();
         loop {
+            // Also what the outcomes have caused.
+            self.flush_remote_devices();
             let outcomes = self.cluster.client.advance(&mut self.io);
             if outcomes.is_empty() {
                 return;

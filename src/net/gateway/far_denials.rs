@@ -5,10 +5,9 @@ use crate::admin::routes::Endpoint;
 use crate::cluster::{GatewayId, Kind};
 use crate::net::admin::request::AdminRequest;
 use crate::net::gateway::Gateway;
+use crate::net::gateway::notify_requests::NOBODY;
 use crate::proto::identity::Mac;
 
-/// A request that nobody waits for.
-const NOBODY: u64 = 0;
 /// Bytes of a MAC.
 const MAC_LEN: usize = 6;
 

@@ -30,7 +30,7 @@ use crate::proto::ogg_opus;
 const PATH: &str = "/notify/";
 const EXTENSION: &str = ".ogg";
 /// The request id of messages that nobody waits for the answer of.
-const NOBODY: u64 = 0;
+pub(super) const NOBODY: u64 = 0;
 
 impl Gateway {
     /// Checks and keeps the sound that is the body of `request`, for the device to fetch.

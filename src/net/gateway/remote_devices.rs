@@ -102,6 +102,7 @@ impl Gateway {
             ConnectionBody::Offer { session_id: session_id.to_owned(), is_proven: session.core.is_proven() };
         // The record in Redis is the other gateway's now.
         self.forget_registration(id, mac);
+        self.forget_old_remote_devices();
         self.cluster.remote_devices.forget(id);
         self.drive(id, Core::on_connection_lost);
         let device = RemoteDevice {
@@ -146,6 +147,7 @@ impl Gateway {
             {
                 device.received = offset.wrapping_add(bytes.len() as u32);
                 self.on_device_bytes(id, bytes, Vec::new());
+                self.sessions.mark_dirty(id);
                 self.sessions.account(id, &mut self.io);
                 self.sessions.arm_timer(id, &mut self.io);
             }
@@ -215,31 +217,42 @@ impl Gateway {
 
     /// At the end of an iteration: passes on what was written to such devices, and lets those go whose call is over.
     pub(super) fn flush_remote_devices(&mut self) {
-        let has_call = |id| self.sessions.get(id).is_some_and(|session| session.core.has_call());
-        let devices = &mut self.cluster.remote_devices.0;
-        let now = self.io.now;
-        devices.retain(|id, device| match device.state {
-            Attachment::Offered => has_call(*id),
-            Attachment::Attached => true,
-            Attachment::Ended(at) => now < at + RELEASE_TIME,
-        });
-        let attached = devices.iter().filter(|(_, device)| device.state == Attachment::Attached);
-        let ids: Vec<_> = attached.map(|(id, _)| *id).collect();
+        if self.cluster.remote_devices.0.is_empty() {
+            return;
+        }
+        let is_attached = |id: &SessionId| self.cluster.remote_devices.is_attached(*id);
+        let ids: Vec<_> = self.sessions.dirty().filter(is_attached).collect();
         for id in ids {
             self.flush_remote_device(id);
         }
     }
 
+    /// Calls that were offered and are over, and those of which nobody asks any more.
+    fn forget_old_remote_devices(&mut self) {
+        let has_call = |id| self.sessions.get(id).is_some_and(|session| session.core.has_call());
+        let now = self.io.now;
+        self.cluster.remote_devices.0.retain(|id, device| match device.state {
+            Attachment::Offered => has_call(*id),
+            Attachment::Attached => true,
+            Attachment::Ended(at) => now < at + RELEASE_TIME,
+        });
+    }
+
     fn flush_remote_device(&mut self, id: SessionId) {
-        self.sessions.flush_mqtt(id, &mut self.io);
-        let Some(device) = self.cluster.remote_devices.0.get_mut(&id) else { return };
-        let gateway = device.gateway;
-        let session = self.sessions.live(id);
-        let (bytes, is_closing) = session.and_then(|session| session.mqtt.as_mut()).map_or_else(
-            || (Vec::new(), true),
-            |mqtt| (mqtt.transport.take_passed_on().unwrap_or_default(), mqtt.closing),
-        );
-        if !bytes.is_empty() {
+        let Some(gateway) = self.cluster.remote_devices.0.get(&id).map(|device| device.gateway) else {
+            return;
+        };
+        let mut is_closing = true;
+        loop {
+            self.sessions.flush_mqtt(id, &mut self.io);
+            let mqtt = self.sessions.live(id).and_then(|session| session.mqtt.as_mut());
+            let Some(mqtt) = mqtt else { break };
+            is_closing = mqtt.closing;
+            let bytes = mqtt.transport.take_passed_on().unwrap_or_default();
+            let Some(device) = self.cluster.remote_devices.0.get_mut(&id).filter(|_| !bytes.is_empty())
+            else {
+                break;
+            };
             let offset = device.sent;
             device.sent = offset.wrapping_add(bytes.len() as u32);
             let packets = device.message(ConnectionBody::Packets { offset, bytes });

@@ -211,6 +211,12 @@ impl Sessions {
         }
     }
 
+    /// The sessions on that list.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn dirty(&self) -> impl Iterator<Item = SessionId> {
+        self.dirty.iter().copied()
+    }
+
     /// Calls `flush` for each dirty session. Those for which it returns false stay on the list for the next iteration.
     pub(crate) fn flush_dirty(&mut self, mut flush: impl FnMut(&mut Self, SessionId) -> bool) {
         let mut dirty = mem::take(&mut self.dirty);

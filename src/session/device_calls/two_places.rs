@@ -518,17 +518,22 @@ fn a_place_that_ends_leaves_no_call_behind() {
     }
 }
 
+/// Numbers below a limit, the same for a seed (xorshift).
+fn random_below(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
+    move |limit| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        ((random >> 11) % limit as u64) as usize
+    }
+}
+
 #[test]
 fn random_devices_of_three_places_settle() {
     let mut reached = BTreeSet::new();
     for seed in 1..=200_u64 {
-        let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
-        let mut below = |limit: usize| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            ((random >> 11) % limit as u64) as usize
-        };
+        let mut below = random_below(seed);
         let mut world = World::new(3, 6, Presence::Idle);
         world.join_fails_each = below(7) as u32;
         for step in 0..600 {
@@ -567,13 +572,7 @@ fn random_devices_of_three_places_settle() {
 fn random_devices_of_three_gateways_settle_whatever_is_lost() {
     let mut reached = BTreeSet::new();
     for seed in 1..=400_u64 {
-        let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
-        let mut below = |limit: usize| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            ((random >> 11) % limit as u64) as usize
-        };
+        let mut below = random_below(seed);
         let mut world = World::of_gateways(3, 6, Presence::Idle);
         world.join_fails_each = below(7) as u32;
         for step in 0..600 {
