@@ -7,6 +7,7 @@ use log::Level;
 use crate::admin::answer::Answer;
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::logger::log_about;
+use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::media::credentials;
@@ -60,17 +61,17 @@ impl Gateway {
         match action {
             Action::Admit => return self.admit(id),
             Action::AcceptConnect => {
-                sessions.write_mqtt(id, io, |out| encode::connack(out, ConnectReturnCode::Accepted));
+                self.write_mqtt(id, |out| encode::connack(out, ConnectReturnCode::Accepted));
                 self.judge_silence_later(id);
             }
             Action::RefuseConnect(code) => self.refuse_connect(id, code),
             Action::SubAck { packet_id, filters } => {
-                sessions.write_mqtt(id, io, |out| encode::suback(out, packet_id, filters));
+                self.write_mqtt(id, |out| encode::suback(out, packet_id, filters));
             }
             Action::UnsubAck(packet_id) => {
-                sessions.write_mqtt(id, io, |out| encode::unsuback(out, packet_id));
+                self.write_mqtt(id, |out| encode::unsuback(out, packet_id));
             }
-            Action::PingResp => sessions.write_mqtt(id, io, encode::pingresp),
+            Action::PingResp => self.write_mqtt(id, encode::pingresp),
             Action::Publish(text) => self.publish(id, &text),
             Action::GenerateCredentials => self.generate_credentials(id),
             Action::Dial(request) => self.connector.dial(id, request, sessions, io),
@@ -100,7 +101,20 @@ impl Gateway {
     pub(super) fn publish(&mut self, id: SessionId, text: &str) {
         let Some(client_id) = self.sessions.client_id(id) else { return };
         let topic = format!("devices/p2p/{}", client_id.mac().underscored());
-        self.sessions.write_mqtt(id, &mut self.io, |out| encode::publish(out, &topic, text.as_bytes()));
+        self.write_mqtt(id, |out| encode::publish(out, &topic, text.as_bytes()));
+    }
+
+    /// Queues output for the device, which is written at the end of the iteration. A device that does not read loses its connection.
+    pub(super) fn write_mqtt(&mut self, id: SessionId, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(mqtt) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
+        if mqtt.closing {
+            return;
+        }
+        if !mqtt.write(write) {
+            // Later, since the actions of the core are in progress.
+            self.io.run_queue.push(Task::DeviceBlocked(id));
+        }
+        self.sessions.mark_dirty(id);
     }
 
     fn generate_credentials(&mut self, id: SessionId) {

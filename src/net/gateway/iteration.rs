@@ -364,7 +364,9 @@ impl Gateway {
                 return false;
             }
             session.dirty = false;
-            sessions.flush_mqtt(id, io);
+            if session.mqtt.as_mut().is_some_and(|mqtt| mqtt.flush(id, io)) {
+                sessions.drop_mqtt(id, io);
+            }
             sessions.account(id, io);
             true
         });

@@ -128,7 +128,7 @@ impl Gateway {
             _ => Some(Duration::ZERO),
         };
         if delay.is_some() {
-            self.sessions.write_mqtt(id, &mut self.io, |out| encode::connack(out, code));
+            self.write_mqtt(id, |out| encode::connack(out, code));
         }
         self.io.metrics.refusals_delayed += u64::from(delay.is_some_and(|delay| !delay.is_zero()));
         self.io.metrics.refusals_unanswered += u64::from(delay.is_none());

@@ -285,7 +285,7 @@ impl Gateway {
             rest = after;
             // CONNACK is not for the device: it has one.
             if packet[0] & 0xf0 == PUBLISH {
-                self.sessions.write_mqtt(id, &mut self.io, |out| out.extend_from_slice(packet));
+                self.write_mqtt(id, |out| out.extend_from_slice(packet));
             }
         }
     }

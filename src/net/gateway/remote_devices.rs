@@ -244,9 +244,12 @@ impl Gateway {
         };
         let mut is_closing = true;
         loop {
-            self.sessions.flush_mqtt(id, &mut self.io);
             let mqtt = self.sessions.live(id).and_then(|session| session.mqtt.as_mut());
             let Some(mqtt) = mqtt else { break };
+            if mqtt.flush(id, &mut self.io) {
+                self.sessions.drop_mqtt(id, &mut self.io);
+                break;
+            }
             is_closing = mqtt.closing;
             let bytes = mqtt.transport.take_passed_on().unwrap_or_default();
             let Some(device) = self.cluster.remote_devices.0.get_mut(&id).filter(|_| !bytes.is_empty())

@@ -54,8 +54,11 @@ impl AudioPort {
     ) {
         let Some(session) = sessions.live(id) else { return };
         let ssrc = session.core.ssrc().unwrap_or_default();
-        if session.mqtt.as_ref().is_some_and(|mqtt| mqtt.has_output()) && !self.flush(io).blocked {
-            sessions.flush_mqtt(id, io);
+        if let Some(mqtt) = session.mqtt.as_mut().filter(|mqtt| mqtt.has_output())
+            && !self.flush(io).blocked
+            && mqtt.flush(id, io)
+        {
+            sessions.drop_mqtt(id, io);
         }
         let to = encrypted.destination;
         match self.socket.queue(to.addr, to.local_ip, ssrc) {

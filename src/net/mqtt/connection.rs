@@ -4,6 +4,9 @@ use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use crate::net::event_loop::io::Io;
+use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::token::SessionId;
 use crate::net::event_loop::write_buffer::{Flush, WriteBuffer};
 use crate::net::mqtt::connections_by_address::Counted;
 use crate::net::mqtt::transport::Transport;
@@ -33,17 +36,6 @@ struct Buffers {
     write_buffer: WriteBuffer,
     /// Until when the output is delayed: it refuses a login.
     hold_until: Option<Instant>,
-}
-
-/// The result of writing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FlushOutcome {
-    Done,
-    Blocked,
-    /// Both sides are closed.
-    Closed,
-    /// The connection is broken.
-    Broken,
 }
 
 impl MqttConnection {
@@ -124,14 +116,15 @@ impl MqttConnection {
         self.buffers.get_or_insert_default().write_buffer.append(write)
     }
 
-    /// Writes what is queued. When the connection is closing, closes this side after that.
-    pub(crate) fn flush(&mut self, now: Instant) -> FlushOutcome {
+    /// Writes what is queued. When the connection is closing, closes this side after that. True when nothing is left to do, so that
+    /// the connection is to be dropped.
+    pub(crate) fn flush(&mut self, id: SessionId, io: &mut Io) -> bool {
         if self.broken || !self.transport.is_open() {
-            return if self.closing { FlushOutcome::Closed } else { FlushOutcome::Blocked };
+            return self.closing;
         }
         let flushed = match &mut self.buffers {
             None => Ok(Flush::Done),
-            Some(buffers) if buffers.hold_until.is_some_and(|at| at > now) => return FlushOutcome::Blocked,
+            Some(buffers) if buffers.hold_until.is_some_and(|at| at > io.now) => return false,
             Some(buffers) => {
                 buffers.hold_until = None;
                 buffers.write_buffer.flush(&mut self.transport)
@@ -139,31 +132,30 @@ impl MqttConnection {
         };
         self.free_empty_buffers();
         match flushed {
-            Ok(Flush::Done) if !self.closing => FlushOutcome::Done,
-            Ok(Flush::Done) if self.read_closed => FlushOutcome::Closed,
-            Ok(Flush::Done) => self.shut_down_write(),
-            Ok(Flush::Blocked) if self.read_closed && self.closing => FlushOutcome::Closed,
-            Ok(Flush::Blocked) => FlushOutcome::Blocked,
-            Err(_) if self.closing => FlushOutcome::Closed,
+            Ok(Flush::Done) if self.closing && !self.read_closed => !self.shut_down_write(),
+            Ok(_) => self.closing && self.read_closed,
+            Err(_) if self.closing => true,
             Err(_) => {
                 self.broken = true;
-                FlushOutcome::Broken
+                // A DISCONNECT may have arrived before the reset, so it is read first.
+                io.run_queue.push(Task::Device(id));
+                false
             }
         }
     }
 
-    /// Closes this side only: dropping the socket could reset the connection, and the peer would lose what was just written.
-    fn shut_down_write(&mut self) -> FlushOutcome {
+    /// Closes this side only: dropping the socket could reset the connection, and the peer would lose what was just written. False
+    /// when the connection is broken.
+    fn shut_down_write(&mut self) -> bool {
         if self.write_shut_down {
-            return FlushOutcome::Done;
+            return true;
         }
         match self.transport.shut_down() {
             Ok(()) => {
                 self.write_shut_down = true;
-                FlushOutcome::Done
+                true
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => FlushOutcome::Blocked,
-            Err(_) => FlushOutcome::Closed,
+            Err(error) => error.kind() == ErrorKind::WouldBlock,
         }
     }
 }

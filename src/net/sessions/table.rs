@@ -10,7 +10,7 @@ use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::log_subject::LogSubject;
-use crate::net::mqtt::connection::{FlushOutcome, MqttConnection};
+use crate::net::mqtt::connection::MqttConnection;
 use crate::net::sessions::index::Index;
 use crate::net::sessions::memory_budget::MemoryBudget;
 use crate::net::sessions::session::{NOT_ARMED, Session};
@@ -273,30 +273,6 @@ impl Sessions {
     }
 
     // ----- the device's connection --------------------------------------------------------------------------------
-
-    /// Queues output for the device. A device that does not read loses its connection.
-    pub(crate) fn write_mqtt(&mut self, id: SessionId, io: &mut Io, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(mqtt) = self.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
-        if mqtt.closing {
-            return;
-        }
-        if !mqtt.write(write) {
-            // Later, since the actions of the core are in progress.
-            io.run_queue.push(Task::DeviceBlocked(id));
-        }
-        self.mark_dirty(id);
-    }
-
-    /// Writes the output for the device.
-    pub(crate) fn flush_mqtt(&mut self, id: SessionId, io: &mut Io) {
-        let Some(mqtt) = self.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
-        match mqtt.flush(io.now) {
-            FlushOutcome::Done | FlushOutcome::Blocked => {}
-            FlushOutcome::Closed => self.drop_mqtt(id, io),
-            // A DISCONNECT may have arrived before the reset, so it is read first.
-            FlushOutcome::Broken => io.run_queue.push(Task::Device(id)),
-        }
-    }
 
     /// Drops the device's connection.
     pub(crate) fn drop_mqtt(&mut self, id: SessionId, io: &mut Io) {

@@ -12,7 +12,7 @@ use super::super::mcp::ToolCache;
 use super::{Core, Notice, SessionPhase};
 use crate::config::{Config, KeyFingerprint, MacDenial};
 use crate::proto::identity::{self, BadClientId, ClientId};
-use crate::proto::mqtt::{Connect, ConnectReturnCode, Malformed, Packet};
+use crate::proto::mqtt::{Connect, ConnectReturnCode, Malformed};
 
 /// A device that was not heard of any more, or for so long only, after the end of its call may not have heard of that.
 const END_IS_HEARD: Duration = Duration::from_secs(10);
@@ -70,33 +70,6 @@ impl Core {
     /// MQTT 3.1.1 section 3.1.2.10: 1.5 times the keep alive. Zero: the device has none.
     fn keep_alive_timeout(&self) -> Duration {
         Duration::from_millis(u64::from(self.keep_alive) * 1500)
-    }
-
-    /// Handles one packet of the device.
-    pub fn on_packet(&mut self, packet: Packet<'_>, cx: &mut Context<'_>) {
-        match (self.phase, packet) {
-            (SessionPhase::AwaitingConnect, Packet::Connect(connect)) => self.on_connect(&connect, cx),
-            (SessionPhase::AwaitingConnect, _) => self.reject_packet("a packet before CONNECT", cx),
-            (SessionPhase::Online, Packet::Connect(_)) => self.reject_packet("a second CONNECT", cx),
-            (SessionPhase::Online, Packet::Publish(publish)) => self.on_publish(publish.payload, cx),
-            (SessionPhase::Online, Packet::Subscribe(subscribe)) => {
-                let filters = subscribe.filters().count();
-                cx.out.push(Action::SubAck { packet_id: subscribe.packet_id, filters });
-            }
-            (SessionPhase::Online, Packet::Unsubscribe(unsubscribe)) => {
-                cx.out.push(Action::UnsubAck(unsubscribe.packet_id));
-            }
-            (SessionPhase::Online, Packet::PingReq) => cx.out.push(Action::PingResp),
-            (SessionPhase::Online, Packet::Disconnect) => {
-                self.hang_up(EndReason::DeviceDisconnected, cx);
-                // It leaves on purpose, and is in no call.
-                if let Some(cold) = &mut self.cold {
-                    (cold.pending_notice, cold.last_call) = (None, None);
-                }
-                self.close(CloseReason::Disconnected, cx);
-            }
-            (SessionPhase::Admitting | SessionPhase::AwaitingReconnect | SessionPhase::Closed, _) => {}
-        }
     }
 
     /// The connection's first byte cannot begin a CONNECT.
@@ -171,7 +144,7 @@ impl Core {
         }
     }
 
-    fn reject_packet(&mut self, what: &'static str, cx: &mut Context<'_>) {
+    pub(super) fn reject_packet(&mut self, what: &'static str, cx: &mut Context<'_>) {
         self.close_with_error(CloseReason::UnexpectedPacket(what), cx);
     }
 
@@ -206,7 +179,7 @@ impl Core {
 
     // ----- admission ----------------------------------------------------------------------------------------------
 
-    fn on_connect(&mut self, connect: &Connect<'_>, cx: &mut Context<'_>) {
+    pub(super) fn on_connect(&mut self, connect: &Connect<'_>, cx: &mut Context<'_>) {
         let id = match ClientId::parse(connect.client_id) {
             Ok(id) => id,
             Err(bad) => {

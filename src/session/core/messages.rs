@@ -1,4 +1,4 @@
-//! Messages of the device and of the chat server.
+//! Packets and messages of the device, messages of the chat server.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -11,8 +11,9 @@ use super::super::call_report::SetupStage;
 use super::super::context::Context;
 use super::super::mcp::ServerMessageOutcome;
 use super::super::request_ids::RequestIds;
-use super::{Core, PendingHello};
+use super::{Core, PendingHello, SessionPhase};
 use crate::proto::message::{self, BadHello, Peek, Reader};
+use crate::proto::mqtt::Packet;
 use crate::text;
 
 /// Bytes of a notification that are shown.
@@ -21,7 +22,34 @@ const MAX_NOTIFICATION_BYTES: usize = 300;
 impl Core {
     // ----- the device ---------------------------------------------------------------------------------------------
 
-    pub(super) fn on_publish(&mut self, payload: &[u8], cx: &mut Context<'_>) {
+    /// Handles one packet of the device.
+    pub fn on_packet(&mut self, packet: Packet<'_>, cx: &mut Context<'_>) {
+        match (self.phase, packet) {
+            (SessionPhase::AwaitingConnect, Packet::Connect(connect)) => self.on_connect(&connect, cx),
+            (SessionPhase::AwaitingConnect, _) => self.reject_packet("a packet before CONNECT", cx),
+            (SessionPhase::Online, Packet::Connect(_)) => self.reject_packet("a second CONNECT", cx),
+            (SessionPhase::Online, Packet::Publish(publish)) => self.on_publish(publish.payload, cx),
+            (SessionPhase::Online, Packet::Subscribe(subscribe)) => {
+                let filters = subscribe.filters().count();
+                cx.out.push(Action::SubAck { packet_id: subscribe.packet_id, filters });
+            }
+            (SessionPhase::Online, Packet::Unsubscribe(unsubscribe)) => {
+                cx.out.push(Action::UnsubAck(unsubscribe.packet_id));
+            }
+            (SessionPhase::Online, Packet::PingReq) => cx.out.push(Action::PingResp),
+            (SessionPhase::Online, Packet::Disconnect) => {
+                self.hang_up(EndReason::DeviceDisconnected, cx);
+                // It leaves on purpose, and is in no call.
+                if let Some(cold) = &mut self.cold {
+                    (cold.pending_notice, cold.last_call) = (None, None);
+                }
+                self.close(CloseReason::Disconnected, cx);
+            }
+            (SessionPhase::Admitting | SessionPhase::AwaitingReconnect | SessionPhase::Closed, _) => {}
+        }
+    }
+
+    fn on_publish(&mut self, payload: &[u8], cx: &mut Context<'_>) {
         let parsed = std::str::from_utf8(payload)
             .ok()
             .and_then(|text| Some((text, message::peek(text, Reader::Server).ok()?)));
