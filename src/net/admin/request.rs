@@ -26,7 +26,7 @@ pub(crate) struct AdminRequest {
     pub(crate) body: String,
     pub(crate) sound: Option<KeptSound>,
     /// The gateway, by its run id, to which the device is connected that is to be called; `None` when it is this one.
-    pub(crate) far_target: Option<u64>,
+    pub(crate) target_gateway: Option<u64>,
 }
 
 /// A sound that the worker with the management API keeps for a device.
@@ -81,7 +81,7 @@ impl AdminRequest {
             accepts_gzip: false,
             body: String::new(),
             sound: None,
-            far_target: None,
+            target_gateway: None,
         }
     }
 

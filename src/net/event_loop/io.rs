@@ -65,7 +65,7 @@ pub(crate) enum TimerKind {
     Redis,
     /// A request that other gateways are asked, or have asked, may have waited long enough.
     #[cfg(feature = "cluster")]
-    FarRequest(u64),
+    GatewayRequest(u64),
     /// Say what a drain waits for, or end it.
     Drain,
     /// The grace period of the shutdown is over.

@@ -8,7 +8,7 @@ use crate::net::backend::context_pool::ContextPool;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::relay::FarAudio;
+use crate::net::gateway::relay::AudioRelay;
 use crate::net::media::socket::{self, BATCH};
 use crate::net::metrics::Metrics;
 use crate::net::sessions::session::{AudioPeer, Session};
@@ -84,7 +84,7 @@ impl Gateway {
             Ok(Uplink::OtherDevice(payload_len)) => {
                 let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
                 let mut out = [0; DATAGRAM_MAX];
-                let mut far = FarAudio {
+                let mut far = AudioRelay {
                     relay: &mut self.relay,
                     cluster: &mut self.cluster,
                     is_leader: self.workers.is_leader(),
@@ -131,7 +131,7 @@ impl Gateway {
                 Ok(Uplink::OtherDevice(payload_len)) => {
                     let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
                     let mut out = [0; DATAGRAM_MAX];
-                    let mut far = FarAudio {
+                    let mut far = AudioRelay {
                         relay: &mut self.relay,
                         cluster: &mut self.cluster,
                         is_leader: self.workers.is_leader(),
@@ -217,7 +217,7 @@ fn relay(
     payload: &[u8],
     out: &mut [u8],
     sessions: &mut Sessions,
-    far: &mut FarAudio<'_>,
+    far: &mut AudioRelay<'_>,
 ) -> Result<Option<(SessionId, Encrypted)>, DropReason> {
     let peer = sessions.get(id).and_then(|session| session.peer.as_deref().copied());
     match peer.ok_or(DropReason::NoPeer)? {
@@ -225,7 +225,7 @@ fn relay(
             let session = sessions.live(peer).ok_or(DropReason::NoPeer)?;
             Ok(Some((peer, session.core.relay(payload, out, &far.io.config, far.io.now)?)))
         }
-        AudioPeer::Far(place, call, mac) => {
+        AudioPeer::Elsewhere(place, call, mac) => {
             let sent = far.send(place, call, mac, payload);
             if let (Err(_), Some(session)) = (sent, sessions.live(id)) {
                 session.core.on_uplink_dropped(payload.len());

@@ -102,7 +102,7 @@ impl Gateway {
     pub(super) fn request_device_call(&mut self, request: &AdminRequest, call: &dto::CallRequest) {
         let request_id = request.request_id;
         let worker = self.workers.other_worker_of(call.target);
-        let place = request.far_target.map_or(worker.map_or(Place::Here, Place::Worker), Place::Gateway);
+        let place = request.target_gateway.map_or(worker.map_or(Place::Here, Place::Worker), Place::Gateway);
         if let Place::Worker(worker) = place
             && self.relay.is_lost(worker)
         {
@@ -142,7 +142,7 @@ impl Gateway {
     pub(super) fn session_in_call_with(&self, place: Place, call: RelayId) -> Option<SessionId> {
         let id = *self.device_calls.sessions.get(&(place, call))?;
         let peer = self.sessions.get(id)?.peer.as_deref()?;
-        matches!(*peer, AudioPeer::Far(at, of, _) if (at, of) == (place, call)).then_some(id)
+        matches!(*peer, AudioPeer::Elsewhere(at, of, _) if (at, of) == (place, call)).then_some(id)
     }
 
     /// Whether there are calls with devices of this worker, or over it: the leader passes on what is for other gateways.
@@ -173,7 +173,7 @@ impl Gateway {
     /// The call of a device that called, or was connected to, another device has ended.
     pub(super) fn leave_device_call(&mut self, id: SessionId) {
         let Some(session) = self.sessions.live(id) else { return };
-        if let Some(AudioPeer::Far(place, call, _)) = session.peer.take().as_deref() {
+        if let Some(AudioPeer::Elsewhere(place, call, _)) = session.peer.take().as_deref() {
             self.device_calls.sessions.remove(&(*place, *call));
         }
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
@@ -226,7 +226,7 @@ impl Gateway {
                 DeviceCallEffect::End(mac, reason) => {
                     self.drive_mac(mac, |core, cx| core.end_device_call(reason, cx));
                 }
-                DeviceCallEffect::Send(place, message) => self.send_far_message(place, message),
+                DeviceCallEffect::Send(place, message) => self.send_relay_message(place, message),
                 DeviceCallEffect::Answer(request_id, answer) => {
                     self.answer_operator(request_id, answer, note.take());
                 }
@@ -258,7 +258,7 @@ impl Gateway {
             Place::Here => AudioPeer::Session(session_of(&self.sessions, far.mac)?),
             place => {
                 self.device_calls.sessions.insert((place, far.call), id);
-                AudioPeer::Far(place, far.call, far.mac)
+                AudioPeer::Elsewhere(place, far.call, far.mac)
             }
         };
         if let Some(session) = self.sessions.live(id) {
@@ -284,7 +284,7 @@ impl Gateway {
                 log_about!(Level::Info, subject, "talks to {}", self.sessions.log_subject(id));
                 subject
             }
-            AudioPeer::Far(place, ..) => {
+            AudioPeer::Elsewhere(place, ..) => {
                 let subject = self.sessions.log_subject(id);
                 log_about!(Level::Info, subject, "talks to {}, which {place} serves", far.mac);
                 subject

@@ -312,7 +312,7 @@ impl Gateway {
                 #[cfg(feature = "cluster")]
                 TimerKind::Redis => self.on_redis_timer(tick),
                 #[cfg(feature = "cluster")]
-                TimerKind::FarRequest(request_id) => self.on_far_request_timer(request_id),
+                TimerKind::GatewayRequest(request_id) => self.on_gateway_request_timer(request_id),
                 TimerKind::Drain => self.on_drain_timer(),
                 TimerKind::Stop => {}
             }

@@ -3,15 +3,13 @@
 
 pub(crate) mod admin_handlers;
 pub(crate) mod admin_requests;
-#[cfg(feature = "cluster")]
-mod all_gateways;
 pub(crate) mod apply;
 pub(crate) mod audio_events;
 pub(crate) mod backend_events;
 pub(crate) mod broadcast;
 pub(crate) mod call_log;
 pub(crate) mod check_requests;
-#[cfg_attr(not(feature = "cluster"), path = "cluster_absent.rs")]
+#[cfg_attr(not(feature = "cluster"), path = "cluster/absent.rs")]
 pub(crate) mod cluster;
 pub(crate) mod dashboard_requests;
 pub(crate) mod device_calls;
@@ -20,12 +18,6 @@ pub(crate) mod device_events;
 mod device_log;
 mod drain;
 mod events;
-#[cfg(feature = "cluster")]
-mod far_calls;
-#[cfg(feature = "cluster")]
-mod far_denials;
-#[cfg(feature = "cluster")]
-pub(crate) mod far_requests;
 pub mod fd_limit;
 pub(crate) mod handle;
 pub(crate) mod iteration;
@@ -35,10 +27,6 @@ pub(crate) mod memory_trim;
 pub(crate) mod notify_requests;
 pub(crate) mod ota_requests;
 pub(crate) mod relay;
-#[cfg(feature = "cluster")]
-mod remote_calls;
-#[cfg(feature = "cluster")]
-mod remote_devices;
 pub(crate) mod restart;
 #[cfg(target_os = "linux")]
 pub(crate) mod returning_devices;

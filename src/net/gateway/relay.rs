@@ -198,14 +198,14 @@ impl Relay {
 }
 
 /// The ways for audio to devices of other places.
-pub(crate) struct FarAudio<'a> {
+pub(crate) struct AudioRelay<'a> {
     pub(crate) relay: &'a mut Relay,
     pub(crate) cluster: &'a mut ClusterPart,
     pub(crate) is_leader: bool,
     pub(crate) io: &'a Io,
 }
 
-impl FarAudio<'_> {
+impl AudioRelay<'_> {
     /// Sends an Opus packet to the place of the device that it is for.
     ///
     /// # Errors
@@ -255,7 +255,7 @@ impl Gateway {
     /// Passes on what another worker has for devices of another gateway.
     fn pass_batch_on(&mut self, gateway: u64, batch: RelayBatch) {
         batch.take_all(|item| match item {
-            Relayed::Message(message) => self.send_far_message(Place::Gateway(gateway), message),
+            Relayed::Message(message) => self.send_relay_message(Place::Gateway(gateway), message),
             Relayed::Audio(call, to, opus) => {
                 if let Err(reason) = self.cluster.send_call_audio(gateway, call, to, opus, &self.io) {
                     self.io.metrics.discarded(reason);
@@ -265,7 +265,7 @@ impl Gateway {
     }
 
     /// Sends a message to the place of the device that it is for.
-    pub(super) fn send_far_message(&mut self, place: Place, message: RelayMessage) {
+    pub(super) fn send_relay_message(&mut self, place: Place, message: RelayMessage) {
         let (worker, way) = match place {
             Place::Here => return self.on_relay_message(Place::Here, message),
             Place::Worker(worker) => (worker, Way::Between),

@@ -42,7 +42,7 @@ pub(crate) struct Session {
 pub(crate) enum AudioPeer {
     Session(SessionId),
     /// This place serves the other device, which has this MAC, and knows the call by this id.
-    Far(Place, RelayId, Mac),
+    Elsewhere(Place, RelayId, Mac),
 }
 
 impl Session {

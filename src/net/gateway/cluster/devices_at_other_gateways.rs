@@ -69,7 +69,7 @@ impl RemoteDevices {
 impl Gateway {
     /// The device has connected to another gateway, whose number of that connection is `later`. Its call, if it has one here, is
     /// offered to that one; else the connection is closed.
-    pub(super) fn on_connected_elsewhere(&mut self, mac: Mac, connection: u32, by: GatewayId, later: u32) {
+    pub(crate) fn on_connected_elsewhere(&mut self, mac: Mac, connection: u32, by: GatewayId, later: u32) {
         let answer = |body| ConnectionMessage { mac, connection: later, body };
         let Some(id) = self.session_of_connection(mac, connection) else {
             if self.move_left_call(mac, connection, by, later) {
@@ -120,7 +120,7 @@ impl Gateway {
     }
 
     /// A message of another gateway. False if it is not about a call of this one.
-    pub(super) fn on_message_about_remote_device(
+    pub(crate) fn on_message_about_remote_device(
         &mut self,
         from: GatewayId,
         mac: Mac,
@@ -206,7 +206,7 @@ impl Gateway {
         }
     }
 
-    pub(super) fn on_gateway_of_devices_gone(&mut self, gateway: GatewayId) {
+    pub(crate) fn on_gateway_of_devices_gone(&mut self, gateway: GatewayId) {
         let devices = self.cluster.remote_devices.0.iter();
         let there: Vec<_> =
             devices.filter(|(_, device)| device.gateway == gateway).map(|(id, _)| *id).collect();
@@ -216,7 +216,7 @@ impl Gateway {
     }
 
     /// At the end of an iteration: passes on what was written to such devices, and lets those go whose call is over.
-    pub(super) fn flush_remote_devices(&mut self) {
+    pub(crate) fn flush_remote_devices(&mut self) {
         if self.cluster.remote_devices.0.is_empty() {
             return;
         }

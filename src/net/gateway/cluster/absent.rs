@@ -55,7 +55,7 @@ impl NoRemote {
 }
 
 impl ClusterPart {
-    pub(super) fn send_call_audio(
+    pub(crate) fn send_call_audio(
         &mut self,
         _: u64,
         _: RelayId,
@@ -68,63 +68,63 @@ impl ClusterPart {
 }
 
 impl Gateway {
-    pub(super) fn start_cluster(&mut self) -> Result<(), getrandom::Error> {
+    pub(crate) fn start_cluster(&mut self) -> Result<(), getrandom::Error> {
         let _ = &self.cluster;
         Ok(())
     }
 
-    pub(super) fn cluster_identity(&self) -> (Option<String>, Option<String>) {
+    pub(crate) fn cluster_identity(&self) -> (Option<String>, Option<String>) {
         (None, None)
     }
 
-    pub(super) fn describe_cluster(&self) -> ClusterDto {
+    pub(crate) fn describe_cluster(&self) -> ClusterDto {
         ClusterDto { state: "off", redis: None, unreachable_seconds: None, reason: None }
     }
 
-    pub(super) fn other_gateways(&self) -> impl Iterator<Item = GatewayDto> {
+    pub(crate) fn other_gateways(&self) -> impl Iterator<Item = GatewayDto> {
         std::iter::empty()
     }
 
-    pub(super) fn on_cluster_event(&mut self, _: usize, _: &Event) -> bool {
+    pub(crate) fn on_cluster_event(&mut self, _: usize, _: &Event) -> bool {
         false
     }
 
-    pub(super) fn advance_cluster(&mut self) {}
+    pub(crate) fn advance_cluster(&mut self) {}
 
     #[cfg(target_os = "linux")]
-    pub(super) fn resign_from_cluster(&mut self) {}
+    pub(crate) fn resign_from_cluster(&mut self) {}
 
-    pub(super) fn collect_answer(&mut self, response: AdminResponse) -> Option<Answer> {
+    pub(crate) fn collect_answer(&mut self, response: AdminResponse) -> Option<Answer> {
         self.admin.collect(response, &self.io)
     }
 
-    pub(super) fn ask_all_gateways(&mut self, _: &AdminRequest, selection: &Selection) -> (bool, bool) {
+    pub(crate) fn ask_all_gateways(&mut self, _: &AdminRequest, selection: &Selection) -> (bool, bool) {
         (selection.contains("", true), false)
     }
 
-    pub(super) fn own_run(&self) -> u64 {
+    pub(crate) fn own_run(&self) -> u64 {
         0
     }
 
-    pub(super) fn on_own_answer(&mut self, request_id: u64, answer: Answer) {
+    pub(crate) fn on_own_answer(&mut self, request_id: u64, answer: Answer) {
         self.admin.finish(request_id, &answer.into_response(), &mut self.io);
     }
 
-    pub(super) fn send_call_message(&mut self, _: u64, _: &RelayMessage) {}
+    pub(crate) fn send_call_message(&mut self, _: u64, _: &RelayMessage) {}
 
-    pub(super) fn leave_cluster(&mut self) {}
+    pub(crate) fn leave_cluster(&mut self) {}
 
-    pub(super) fn register_device(&mut self, _: SessionId) {}
+    pub(crate) fn register_device(&mut self, _: SessionId) {}
 
-    pub(super) fn unregister_device(&mut self, _: SessionId, _: Mac) {}
+    pub(crate) fn unregister_device(&mut self, _: SessionId, _: Mac) {}
 
-    pub(super) fn pass_packet_on(&mut self, _: SessionId, _: &Packet<'_>, _: &[u8]) -> bool {
+    pub(crate) fn pass_packet_on(&mut self, _: SessionId, _: &Packet<'_>, _: &[u8]) -> bool {
         false
     }
 
-    pub(super) fn leave_remote_call(&mut self, _: SessionId, _: &CloseReason) {}
+    pub(crate) fn leave_remote_call(&mut self, _: SessionId, _: &CloseReason) {}
 
-    pub(super) fn gateway_with_call_of(&self, _: &AdminRequest) -> Option<u64> {
+    pub(crate) fn gateway_with_call_of(&self, _: &AdminRequest) -> Option<u64> {
         None
     }
 }

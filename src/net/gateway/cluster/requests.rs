@@ -41,7 +41,7 @@ const SERVED_SLOT: u32 = u32::MAX;
 
 /// Requests on their way between gateways, by the request's id.
 #[derive(Default)]
-pub(crate) struct FarRequests {
+pub(crate) struct GatewayRequests {
     asked: HashMap<u64, Asked>,
     served: HashMap<u64, Served>,
     /// How many were sent to other gateways.
@@ -81,7 +81,7 @@ fn is_served(request_id: u64) -> bool {
 }
 
 /// How long another gateway has for it.
-pub(super) fn timeout_of(endpoint: Endpoint, io: &Io) -> Duration {
+pub(crate) fn timeout_of(endpoint: Endpoint, io: &Io) -> Duration {
     match endpoint {
         Endpoint::Messages => MESSAGES_TIMEOUT,
         Endpoint::Disconnect => ANSWER_TIMEOUT,
@@ -97,7 +97,7 @@ impl Gateway {
     // ----- this gateway asks --------------------------------------------------------------------------------------
 
     /// An answer of this gateway is complete; what it has no device for is asked of another gateway.
-    pub(super) fn on_own_answer(&mut self, request_id: u64, answer: Answer) {
+    pub(crate) fn on_own_answer(&mut self, request_id: u64, answer: Answer) {
         let answer = match is_served(request_id) {
             true => Some(answer),
             false => self.gather_own(request_id, answer),
@@ -113,7 +113,8 @@ impl Gateway {
             answer => return self.finish_request(request_id, answer.into_response()),
         };
         let request = self.original_request(request_id).cloned().map(Box::new);
-        let request = request.filter(|request| self.cluster.client.is_on() && request.far_target.is_none());
+        let request =
+            request.filter(|request| self.cluster.client.is_on() && request.target_gateway.is_none());
         let mac = request.as_ref().and_then(|request| match step {
             Step::LocateTarget => dto::CallRequest::parse(&request.body).ok().map(|request| request.target),
             Step::Locate | Step::Wait(..) => request.device_mac(),
@@ -132,7 +133,7 @@ impl Gateway {
             return self.refuse(&request, 503, "busy", "Too many requests wait for other gateways.");
         }
         let at = self.io.now + timeout_of(request.endpoint, &self.io);
-        self.io.timers.arm(at, TimerKind::FarRequest(request_id));
+        self.io.timers.arm(at, TimerKind::GatewayRequest(request_id));
         self.pass_request_on(gateway, Asked { request, step: Step::Locate, otherwise });
     }
 
@@ -142,21 +143,21 @@ impl Gateway {
             return self.refuse(&asked.request, 503, "busy", "Too many requests wait for other gateways.");
         }
         let at = self.io.now + timeout_of(asked.request.endpoint, &self.io);
-        self.io.timers.arm(at, TimerKind::FarRequest(request_id));
+        self.io.timers.arm(at, TimerKind::GatewayRequest(request_id));
         self.cluster.requests.asked.insert(request_id, asked);
         self.locate(mac, LocateFor::Request(request_id));
     }
 
-    pub(super) fn on_request_located(&mut self, request_id: u64, location: Location) {
+    pub(crate) fn on_request_located(&mut self, request_id: u64, location: Location) {
         let Some(mut asked) = self.cluster.requests.asked.remove(&request_id) else { return };
         match location {
             Location::At(id) if Some(id) != self.cluster.client.id() => {
                 if !matches!(asked.step, Step::LocateTarget) {
                     return self.pass_request_on(id, asked);
                 }
-                asked.request.far_target = Some(id.0);
+                asked.request.target_gateway = Some(id.0);
                 if let Some(original) = self.original_request(request_id) {
-                    original.far_target = Some(id.0);
+                    original.target_gateway = Some(id.0);
                 }
                 self.hand_to_workers(*asked.request);
             }
@@ -192,7 +193,13 @@ impl Gateway {
     }
 
     /// A part of an answer, or its rest.
-    pub(super) fn on_far_answer(&mut self, from: GatewayId, request_id: u64, payload: &[u8], is_rest: bool) {
+    pub(crate) fn on_answer_of_gateway(
+        &mut self,
+        from: GatewayId,
+        request_id: u64,
+        payload: &[u8],
+        is_rest: bool,
+    ) {
         let Some(asked) = self.cluster.requests.asked.get_mut(&request_id) else {
             return self.on_gathered(from, request_id, payload, is_rest);
         };
@@ -219,7 +226,7 @@ impl Gateway {
     }
 
     /// A request may have waited long enough.
-    pub(super) fn on_far_request_timer(&mut self, request_id: u64) {
+    pub(crate) fn on_gateway_request_timer(&mut self, request_id: u64) {
         self.cluster.requests.served.remove(&request_id);
         self.on_gathering_timer(request_id);
         let Some(asked) = self.cluster.requests.asked.remove(&request_id) else { return };
@@ -233,7 +240,7 @@ impl Gateway {
     }
 
     /// A gateway has ended: its devices are connected nowhere.
-    pub(super) fn on_asked_gateway_gone(&mut self, gone: GatewayId) {
+    pub(crate) fn on_asked_gateway_gone(&mut self, gone: GatewayId) {
         let of_it = |asked: &Asked| matches!(asked.step, Step::Wait(id, _) if id == gone);
         for (request_id, asked) in self.take_asked(of_it) {
             self.finish_request(request_id, asked.otherwise);
@@ -243,7 +250,7 @@ impl Gateway {
     }
 
     /// Redis is lost, and with it all answers.
-    pub(super) fn on_asked_redis_lost(&mut self) {
+    pub(crate) fn on_asked_redis_lost(&mut self) {
         for (_, asked) in self.take_asked(|_| true) {
             self.refuse_unknown(&asked.request);
         }
@@ -262,7 +269,7 @@ impl Gateway {
     // ----- other gateways ask -------------------------------------------------------------------------------------
 
     /// Another gateway passes a request on.
-    pub(super) fn on_far_request(&mut self, from: GatewayId, id: u64, payload: &[u8]) {
+    pub(crate) fn on_request_of_gateway(&mut self, from: GatewayId, id: u64, payload: &[u8]) {
         let passed_on = match PassedOn::decode(payload) {
             Ok(passed_on) => passed_on,
             Err(error) => return self.answer_gateway(from, id, &error.response(ErrorStyle::Coded)),
@@ -280,7 +287,7 @@ impl Gateway {
             return self.answer_gateway(from, id, &error.response(style));
         }
         let at = self.io.now + timeout_of(endpoint, &self.io) + DEVICE_MARGIN;
-        self.io.timers.arm(at, TimerKind::FarRequest(request_id));
+        self.io.timers.arm(at, TimerKind::GatewayRequest(request_id));
         let answers = Answers::of_workers(self.workers_asked(endpoint));
         let served = Served { from, id, request: Box::new(request.clone()), answers };
         self.cluster.requests.served.insert(request_id, served);
@@ -303,7 +310,7 @@ impl Gateway {
     // ----- both ---------------------------------------------------------------------------------------------------
 
     /// Adds a worker's answer to those of a request. `None` while others are missing.
-    pub(super) fn collect_answer(&mut self, response: AdminResponse) -> Option<Answer> {
+    pub(crate) fn collect_answer(&mut self, response: AdminResponse) -> Option<Answer> {
         if !is_served(response.request_id) || matches!(response.answer, Answer::LateCommandResult(_)) {
             return self.admin.collect(response, &self.io);
         }
@@ -319,7 +326,7 @@ impl Gateway {
     }
 
     /// Sends the response to whoever has asked.
-    pub(super) fn finish_request(&mut self, request_id: u64, response: Response) {
+    pub(crate) fn finish_request(&mut self, request_id: u64, response: Response) {
         if !is_served(request_id) {
             return self.admin.finish(request_id, &response, &mut self.io);
         }

@@ -13,7 +13,7 @@ const MAC_LEN: usize = 6;
 
 impl Gateway {
     /// An operator has asked this gateway.
-    pub(super) fn tell_denied(&mut self, request_id: u64, answer: &Answer) {
+    pub(crate) fn tell_denied(&mut self, request_id: u64, answer: &Answer) {
         let Answer::Denied { mac, denied, .. } = answer else { return };
         if request_id != NOBODY {
             let kind = if *denied { Kind::Denied } else { Kind::Allowed };
@@ -26,7 +26,7 @@ impl Gateway {
     }
 
     /// Another gateway was heard for the first time.
-    pub(super) fn tell_all_denied(&mut self, gateway: GatewayId) {
+    pub(crate) fn tell_all_denied(&mut self, gateway: GatewayId) {
         let denied: Vec<u8> =
             self.io.config.mqtt.denied_by_operator.iter().flat_map(|mac| mac.bytes()).collect();
         if !denied.is_empty() {
@@ -34,7 +34,7 @@ impl Gateway {
         }
     }
 
-    pub(super) fn on_denied_elsewhere(&mut self, macs: &[u8], denied: bool) {
+    pub(crate) fn on_denied_elsewhere(&mut self, macs: &[u8], denied: bool) {
         let endpoint = if denied { Endpoint::Deny } else { Endpoint::Allow };
         for mac in macs.as_chunks::<MAC_LEN>().0 {
             let mac = Mac::from(*mac);

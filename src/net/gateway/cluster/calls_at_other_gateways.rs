@@ -99,14 +99,16 @@ impl Gateway {
     // ----- until it is known where the call is --------------------------------------------------------------------
 
     /// The device has logged in: what it says waits until it is known whether another gateway has its call.
-    pub(super) fn hold_device(&mut self, id: SessionId) {
+    pub(crate) fn hold_device(&mut self, id: SessionId) {
         self.cluster.remote_calls.hold(id);
         self.io.timers.arm(self.io.now + HOLD_TIME, TimerKind::AwaitOtherGateway(id));
     }
 
     /// Serves the device's packets from now on.
-    pub(super) fn stop_holding(&mut self, id: SessionId) {
-        let Some(Held { mut returned, .. }) = self.cluster.remote_calls.held.remove(&id) else { return };
+    pub(crate) fn stop_holding(&mut self, id: SessionId) {
+        let Some(Held { mut returned, .. }) = self.cluster.remote_calls.held.remove(&id) else {
+            return;
+        };
         let connection = self.sessions.live(id).and_then(|session| session.mqtt.as_mut());
         if let Some(connection) = connection {
             returned.append(&mut connection.take_partial(&[]));
@@ -116,7 +118,7 @@ impl Gateway {
     }
 
     /// Redis has the record of this connection. `asked`: the gateway that had an older one, which answers whether it has a call.
-    pub(super) fn on_device_registered(&mut self, mac: Mac, connection: u32, asked: Option<GatewayId>) {
+    pub(crate) fn on_device_registered(&mut self, mac: Mac, connection: u32, asked: Option<GatewayId>) {
         let Some(id) = self.session_of_connection(mac, connection) else { return };
         match asked {
             None => self.stop_holding(id),
@@ -126,7 +128,7 @@ impl Gateway {
         }
     }
 
-    pub(super) fn session_of_connection(&self, mac: Mac, connection: u32) -> Option<SessionId> {
+    pub(crate) fn session_of_connection(&self, mac: Mac, connection: u32) -> Option<SessionId> {
         let is_it = |id: &SessionId| {
             self.sessions.get(*id).is_some_and(|session| session.connection_number == connection)
         };
@@ -136,7 +138,7 @@ impl Gateway {
     // ----- messages -----------------------------------------------------------------------------------------------
 
     /// Sends a message to another gateway. If that fails, it is as if that gateway had lost its part.
-    pub(super) fn send_connection_message(&mut self, to: GatewayId, message: ConnectionMessage) {
+    pub(crate) fn send_connection_message(&mut self, to: GatewayId, message: ConnectionMessage) {
         if !self.workers.is_leader() {
             let message = Box::new(message);
             return self.workers.send(0, Command::SendConnectionMessage { to, message });
@@ -154,7 +156,7 @@ impl Gateway {
     }
 
     /// The leader has received a message about a device.
-    pub(super) fn route_connection_message(&mut self, from: GatewayId, message: ConnectionMessage) {
+    pub(crate) fn route_connection_message(&mut self, from: GatewayId, message: ConnectionMessage) {
         match self.workers.other_worker_of(message.mac) {
             Some(worker) => {
                 let message = Box::new(message);
@@ -164,7 +166,7 @@ impl Gateway {
         }
     }
 
-    pub(super) fn on_connection_message(&mut self, from: GatewayId, message: ConnectionMessage) {
+    pub(crate) fn on_connection_message(&mut self, from: GatewayId, message: ConnectionMessage) {
         let ConnectionMessage { mac, connection, body } = message;
         if self.on_message_about_remote_device(from, mac, connection, &body) {
             return;
@@ -201,7 +203,7 @@ impl Gateway {
     }
 
     /// This gateway has ended, or does not respond.
-    pub(super) fn on_other_gateway_gone(&mut self, gateway: GatewayId) {
+    pub(crate) fn on_other_gateway_gone(&mut self, gateway: GatewayId) {
         let RemoteCalls { held, calls, .. } = &self.cluster.remote_calls;
         let waiting: Vec<_> =
             held.iter().filter(|(_, held)| held.asked == Some(gateway)).map(|(id, _)| *id).collect();
@@ -247,7 +249,7 @@ impl Gateway {
     }
 
     /// A packet of the device. True if the gateway that has its call gets it instead of this one.
-    pub(super) fn pass_packet_on(&mut self, id: SessionId, packet: &Packet<'_>, bytes: &[u8]) -> bool {
+    pub(crate) fn pass_packet_on(&mut self, id: SessionId, packet: &Packet<'_>, bytes: &[u8]) -> bool {
         if self.cluster.remote_calls.calls.is_empty() {
             return false;
         }
@@ -316,7 +318,7 @@ impl Gateway {
     }
 
     /// The run id of the gateway that has the call of the device that a request is about.
-    pub(super) fn gateway_with_call_of(&self, request: &AdminRequest) -> Option<u64> {
+    pub(crate) fn gateway_with_call_of(&self, request: &AdminRequest) -> Option<u64> {
         if self.cluster.remote_calls.calls.is_empty() {
             return None;
         }
@@ -326,7 +328,7 @@ impl Gateway {
     }
 
     /// The device's connection is closing. The gateway with the call keeps that for a while, unless the connection is closed on purpose.
-    pub(super) fn leave_remote_call(&mut self, id: SessionId, reason: &CloseReason) {
+    pub(crate) fn leave_remote_call(&mut self, id: SessionId, reason: &CloseReason) {
         self.cluster.remote_calls.held.remove(&id);
         if matches!(reason, CloseReason::Operator | CloseReason::MacDenied(_)) {
             self.pass_packet_on(id, &Packet::Disconnect, &[DISCONNECT, 0]);
@@ -342,13 +344,13 @@ impl Gateway {
 
     /// The device has connected to another gateway, whose number of that connection is `later`, while its call is not here. False if
     /// there is no such call.
-    pub(super) fn move_remote_call(&mut self, id: SessionId, to: GatewayId, later: u32) -> bool {
+    pub(crate) fn move_remote_call(&mut self, id: SessionId, to: GatewayId, later: u32) -> bool {
         let Some(call) = self.cluster.remote_calls.calls.remove(&id) else { return false };
         self.send_moved(&call, to, later)
     }
 
     /// As [`Self::move_remote_call`], of a connection that was lost a moment ago.
-    pub(super) fn move_left_call(&mut self, mac: Mac, connection: u32, to: GatewayId, later: u32) -> bool {
+    pub(crate) fn move_left_call(&mut self, mac: Mac, connection: u32, to: GatewayId, later: u32) -> bool {
         let left = &mut self.cluster.remote_calls.left;
         let found = left.iter().position(|(_, call)| call.mac == mac && call.connection == connection);
         let Some((_, call)) = found.and_then(|at| left.remove(at)) else { return false };

@@ -14,10 +14,10 @@ use crate::net::admin::request::AdminRequest;
 use crate::net::admin::selection::Selection;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::far_requests::{MAX_ASKED, timeout_of};
+use crate::net::gateway::cluster::requests::{MAX_ASKED, timeout_of};
 
 /// Devices of each other gateway on a page.
-const FAR_PAGE: usize = 200;
+const OTHER_PAGE: usize = 200;
 /// Bytes of all answers to one request. Those that come later are missing.
 const GATHERED_MAX: usize = 16 << 20;
 
@@ -87,7 +87,7 @@ impl Gathering {
 
 impl Gateway {
     /// Asks the other gateways what all answer together. Whether this gateway is to answer, and whether others are.
-    pub(super) fn ask_all_gateways(&mut self, request: &AdminRequest, selection: &Selection) -> (bool, bool) {
+    pub(crate) fn ask_all_gateways(&mut self, request: &AdminRequest, selection: &Selection) -> (bool, bool) {
         let own_name = self.cluster.client.name().unwrap_or_default();
         let with_own = selection.contains(&own_name, true);
         if !self.cluster.client.is_on() {
@@ -103,7 +103,7 @@ impl Gateway {
     }
 
     /// Identifies this run of the gateway.
-    pub(super) fn own_run(&self) -> u64 {
+    pub(crate) fn own_run(&self) -> u64 {
         self.cluster.client.id().map_or(0, |GatewayId(run)| run)
     }
 
@@ -126,7 +126,9 @@ impl Gateway {
         };
         for (id, name) in others {
             let query = match request.endpoint {
-                Endpoint::Sessions => selection.page_of(id.0, self.own_run(), selection.limit.min(FAR_PAGE)),
+                Endpoint::Sessions => {
+                    selection.page_of(id.0, self.own_run(), selection.limit.min(OTHER_PAGE))
+                }
                 _ => request.query.clone(),
             };
             let (endpoint, name_in_path) = (request.endpoint, request.client_id.clone());
@@ -141,13 +143,13 @@ impl Gateway {
             gathering.others.insert(id, other);
         }
         let at = self.io.now + timeout_of(request.endpoint, &self.io);
-        self.io.timers.arm(at, TimerKind::FarRequest(request.request_id));
+        self.io.timers.arm(at, TimerKind::GatewayRequest(request.request_id));
         self.cluster.gatherings.insert(request.request_id, gathering);
         self.finish_gathering(request.request_id);
     }
 
     /// This gateway's answer, if other gateways are asked too. Gives it back if they are not.
-    pub(super) fn gather_own(&mut self, request_id: u64, answer: Answer) -> Option<Answer> {
+    pub(crate) fn gather_own(&mut self, request_id: u64, answer: Answer) -> Option<Answer> {
         if let Some(gathering) = self.cluster.gatherings.get_mut(&request_id) {
             gathering.own = Some(answer.into_response());
             self.finish_gathering(request_id);
@@ -169,7 +171,7 @@ impl Gateway {
     }
 
     /// A part of the answer of another gateway, or its rest.
-    pub(super) fn on_gathered(&mut self, from: GatewayId, request_id: u64, payload: &[u8], is_rest: bool) {
+    pub(crate) fn on_gathered(&mut self, from: GatewayId, request_id: u64, payload: &[u8], is_rest: bool) {
         let Some(gathering) = self.cluster.gatherings.get_mut(&request_id) else { return };
         let Some(other) = gathering.others.get_mut(&from).filter(|other| !other.done) else { return };
         gathering.bytes += payload.len();
@@ -182,7 +184,7 @@ impl Gateway {
     }
 
     /// These gateways will not answer.
-    pub(super) fn give_up_gathering(&mut self, which: impl Fn(u64, GatewayId) -> bool) {
+    pub(crate) fn give_up_gathering(&mut self, which: impl Fn(u64, GatewayId) -> bool) {
         let ids: Vec<u64> = self.cluster.gatherings.keys().copied().collect();
         for request_id in ids {
             if let Some(gathering) = self.cluster.gatherings.get_mut(&request_id) {
@@ -193,7 +195,7 @@ impl Gateway {
     }
 
     /// The time for the other gateways is over.
-    pub(super) fn on_gathering_timer(&mut self, request_id: u64) {
+    pub(crate) fn on_gathering_timer(&mut self, request_id: u64) {
         self.give_up_gathering(|of, _| of == request_id);
         // Nobody waits any longer than that for this gateway.
         if self.cluster.gatherings.contains_key(&request_id)
@@ -202,7 +204,7 @@ impl Gateway {
             self.cluster.gatherings.remove(&request_id);
         } else if self.cluster.gatherings.contains_key(&request_id) {
             let again = self.io.now + timeout_of(Endpoint::Sessions, &self.io);
-            self.io.timers.arm(again, TimerKind::FarRequest(request_id));
+            self.io.timers.arm(again, TimerKind::GatewayRequest(request_id));
         }
     }
 

@@ -18,7 +18,7 @@ use crate::session::{DropReason, Place, RelayBody, RelayId, RelayMessage, decode
 
 /// The leader's part in calls with devices of other gateways.
 #[derive(Default)]
-pub(crate) struct FarCalls {
+pub(crate) struct CallsWithGateways {
     /// The gateways that have not been told yet that calls with their devices have ended here.
     untold: BTreeSet<u64>,
     /// Where frames are written. Only its memory is reused.
@@ -32,7 +32,7 @@ impl ClusterPart {
     ///
     /// # Errors
     /// [`DropReason::RelayFull`] while Redis is slow or cannot be used.
-    pub(super) fn send_call_audio(
+    pub(crate) fn send_call_audio(
         &mut self,
         gateway: u64,
         call: RelayId,
@@ -52,7 +52,7 @@ impl ClusterPart {
 
 impl ClusterPart {
     /// What passes between this gateway and others: by kind.
-    pub(super) fn passed(&self) -> [(&'static str, u64); 4] {
+    pub(crate) fn passed(&self) -> [(&'static str, u64); 4] {
         let [sent, received] = self.calls.packets;
         [
             ("audio_sent", sent),
@@ -66,7 +66,7 @@ impl ClusterPart {
 impl Gateway {
     // ----- to other gateways --------------------------------------------------------------------------------------
 
-    pub(super) fn send_call_message(&mut self, gateway: u64, message: &RelayMessage) {
+    pub(crate) fn send_call_message(&mut self, gateway: u64, message: &RelayMessage) {
         let to = GatewayId(gateway);
         let sent = self.tell_calls_lost(gateway)
             && self.cluster.client.send(to, Kind::CallMessage as u8, 0, &message.encode(), &self.io).is_ok();
@@ -94,7 +94,7 @@ impl Gateway {
     }
 
     /// Tells the gateways that could not be told yet. To be called when Redis may be reachable again.
-    pub(super) fn tell_all_calls_lost(&mut self) {
+    pub(crate) fn tell_all_calls_lost(&mut self) {
         let has_untold = !self.cluster.calls.untold.is_empty();
         if has_untold && self.cluster.client.state() == ClusterState::Connected {
             let untold = self.cluster.calls.untold.clone();
@@ -103,13 +103,13 @@ impl Gateway {
     }
 
     /// Redis is connected, for the first time or again: what others have sent meanwhile is lost.
-    pub(super) fn on_calls_redis_connected(&mut self) {
+    pub(crate) fn on_calls_redis_connected(&mut self) {
         self.on_gateways_lost(None);
         self.cluster.calls.untold.extend(self.cluster.client.peers().map(|peer| peer.id.0));
     }
 
     /// This gateway, or any, cannot be reached: the calls with its devices end.
-    pub(super) fn on_gateways_lost(&mut self, which: Option<GatewayId>) {
+    pub(crate) fn on_gateways_lost(&mut self, which: Option<GatewayId>) {
         let which = which.map(|GatewayId(number)| number);
         self.workers.broadcast(|| Command::EndCallsWithGateways(which));
         self.end_calls_with_gateways(which);
@@ -117,7 +117,7 @@ impl Gateway {
 
     // ----- from other gateways ------------------------------------------------------------------------------------
 
-    pub(super) fn on_call_message(&mut self, from: GatewayId, payload: &[u8]) {
+    pub(crate) fn on_call_message(&mut self, from: GatewayId, payload: &[u8]) {
         let Some(message) = RelayMessage::decode(payload) else {
             return debug!("cluster: gateway {from} has sent a message about a call that cannot be read");
         };
@@ -127,7 +127,7 @@ impl Gateway {
         }
     }
 
-    pub(super) fn on_call_audio(&mut self, from: GatewayId, payload: &[u8]) {
+    pub(crate) fn on_call_audio(&mut self, from: GatewayId, payload: &[u8]) {
         self.cluster.calls.packets[1] += 1;
         let Some((call, to, opus)) = decode_audio(payload) else {
             return self.io.metrics.discarded(DropReason::BadFrame);

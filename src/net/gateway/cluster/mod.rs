@@ -1,5 +1,12 @@
 //! The other gateways: what devices and Redis do, told to each other. The first worker has the connections to Redis.
 
+mod calls_at_other_gateways;
+mod denials;
+mod device_calls;
+mod devices_at_other_gateways;
+mod requests;
+mod requests_to_all;
+
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
@@ -17,12 +24,12 @@ use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{REDIS_COMMANDS, REDIS_SUBSCRIBER, SessionId};
 use crate::net::gateway::Gateway;
-use crate::net::gateway::all_gateways::Gathering;
-use crate::net::gateway::far_calls::FarCalls;
-use crate::net::gateway::far_requests::FarRequests;
+use crate::net::gateway::cluster::calls_at_other_gateways::RemoteCalls;
+use crate::net::gateway::cluster::device_calls::CallsWithGateways;
+use crate::net::gateway::cluster::devices_at_other_gateways::RemoteDevices;
+use crate::net::gateway::cluster::requests::GatewayRequests;
+use crate::net::gateway::cluster::requests_to_all::Gathering;
 use crate::net::gateway::handle::Command;
-use crate::net::gateway::remote_calls::RemoteCalls;
-use crate::net::gateway::remote_devices::RemoteDevices;
 use crate::net::log_limiter::{LogLimiter, suppressed_suffix};
 use crate::net::media::credentials::local_address;
 use crate::proto::identity::{ClientId, Mac};
@@ -44,11 +51,11 @@ pub(crate) struct ClusterPart {
     /// Why Redis cannot be used, in words; `None` while it can, and before that is known.
     unreachable: Option<String>,
     /// Requests on their way to other gateways, and from them.
-    pub(crate) requests: FarRequests,
+    pub(crate) requests: GatewayRequests,
     /// Requests that other gateways answer together with this one, by id.
     pub(crate) gatherings: HashMap<u64, Gathering>,
     /// Calls between devices of this gateway and of others.
-    pub(crate) calls: FarCalls,
+    pub(crate) calls: CallsWithGateways,
     /// What it is for that Redis is asked where devices are, by token.
     locating: HashMap<u64, LocateFor>,
     last_token: u64,
@@ -65,9 +72,9 @@ impl Default for ClusterPart {
             remote_calls: RemoteCalls::default(),
             remote_devices: RemoteDevices::default(),
             unreachable: None,
-            requests: FarRequests::default(),
+            requests: GatewayRequests::default(),
             gatherings: HashMap::new(),
-            calls: FarCalls::default(),
+            calls: CallsWithGateways::default(),
             locating: HashMap::new(),
             last_token: 0,
             peer_log: LogLimiter::new(10, Duration::from_secs(1)),
@@ -102,7 +109,7 @@ impl Gateway {
     ///
     /// # Errors
     /// The system has no random numbers.
-    pub(super) fn start_cluster(&mut self) -> Result<(), RandomError> {
+    pub(crate) fn start_cluster(&mut self) -> Result<(), RandomError> {
         let id = GatewayId(getrandom::u64()?);
         let host_name = host_name();
         self.cluster.client.start(id, &host_name, self.handle.waker(), &self.io);
@@ -114,12 +121,12 @@ impl Gateway {
     }
 
     /// This gateway's name and run, if there is a cluster.
-    pub(super) fn cluster_identity(&self) -> (Option<String>, Option<String>) {
+    pub(crate) fn cluster_identity(&self) -> (Option<String>, Option<String>) {
         let client = &self.cluster.client;
         (client.name(), client.id().map(|id| id.to_string()))
     }
 
-    pub(super) fn describe_cluster(&self) -> ClusterDto {
+    pub(crate) fn describe_cluster(&self) -> ClusterDto {
         let (state, since) = match self.cluster.client.state() {
             ClusterState::Off => ("off", None),
             ClusterState::Connected => ("connected", None),
@@ -133,7 +140,7 @@ impl Gateway {
         }
     }
 
-    pub(super) fn other_gateways(&self) -> impl Iterator<Item = GatewayDto> {
+    pub(crate) fn other_gateways(&self) -> impl Iterator<Item = GatewayDto> {
         self.cluster.client.peers().map(|peer| GatewayDto {
             name: Some(peer.info.name.clone()),
             run: Some(peer.id.to_string()),
@@ -166,7 +173,7 @@ impl Gateway {
     }
 
     /// An event of one of the connections to Redis. False when it is of another source.
-    pub(super) fn on_cluster_event(&mut self, slot: usize, event: &Event) -> bool {
+    pub(crate) fn on_cluster_event(&mut self, slot: usize, event: &Event) -> bool {
         let connection = match slot {
             REDIS_COMMANDS => Connection::Commands,
             REDIS_SUBSCRIBER => Connection::Subscriber,
@@ -180,17 +187,17 @@ impl Gateway {
         true
     }
 
-    pub(super) fn on_redis_ready(&mut self, connection: Connection) {
+    pub(crate) fn on_redis_ready(&mut self, connection: Connection) {
         self.cluster.client.on_ready(connection, &mut self.io);
     }
 
-    pub(super) fn on_redis_timer(&mut self, tick: u64) {
+    pub(crate) fn on_redis_timer(&mut self, tick: u64) {
         self.announce_info();
         self.cluster.client.on_timer(tick, &mut self.io);
     }
 
     /// At the end of an iteration, before all else is written.
-    pub(super) fn advance_cluster(&mut self) {
+    pub(crate) fn advance_cluster(&mut self) {
         self.tell_all_calls_lost();
         loop {
             // Also what the outcomes have caused.
@@ -207,12 +214,12 @@ impl Gateway {
 
     /// Another process has taken this one's place, and its name.
     #[cfg(target_os = "linux")]
-    pub(super) fn resign_from_cluster(&mut self) {
+    pub(crate) fn resign_from_cluster(&mut self) {
         self.cluster.client.resign(&self.io);
     }
 
     /// The gateway ends.
-    pub(super) fn leave_cluster(&mut self) {
+    pub(crate) fn leave_cluster(&mut self) {
         self.cluster.client.leave(&mut self.io);
     }
 
@@ -280,7 +287,7 @@ impl Gateway {
     }
 
     /// Asks Redis where a device is.
-    pub(super) fn locate(&mut self, mac: Mac, what: LocateFor) {
+    pub(crate) fn locate(&mut self, mac: Mac, what: LocateFor) {
         if self.cluster.client.state() != ClusterState::Connected {
             // No answer of another gateway would arrive.
             return self.on_located(what, Location::Unknown);
@@ -300,9 +307,9 @@ impl Gateway {
     /// Another gateway has sent something.
     fn on_frame(&mut self, from: GatewayId, kind: u8, id: u64, payload: &[u8]) {
         match Kind::from_number(kind) {
-            Some(Kind::Request) => self.on_far_request(from, id, payload),
-            Some(Kind::AnswerPart) => self.on_far_answer(from, id, payload, false),
-            Some(Kind::Answer) => self.on_far_answer(from, id, payload, true),
+            Some(Kind::Request) => self.on_request_of_gateway(from, id, payload),
+            Some(Kind::AnswerPart) => self.on_answer_of_gateway(from, id, payload, false),
+            Some(Kind::Answer) => self.on_answer_of_gateway(from, id, payload, true),
             Some(Kind::CallMessage) => self.on_call_message(from, payload),
             Some(Kind::CallAudio) => self.on_call_audio(from, payload),
             Some(Kind::Denied) => self.on_denied_elsewhere(payload, true),
@@ -333,7 +340,7 @@ impl Gateway {
     // ----- devices ------------------------------------------------------------------------------------------------
 
     /// A device was admitted, or has continued its call with another connection.
-    pub(super) fn register_device(&mut self, id: SessionId) {
+    pub(crate) fn register_device(&mut self, id: SessionId) {
         if self.io.config.cluster.redis.is_none() || self.cluster.remote_devices.is_attached(id) {
             return;
         }
@@ -353,7 +360,7 @@ impl Gateway {
 
     /// The device of this call was connected to another gateway, which had given this number to the connection, and has lost that. Its
     /// next gateway finds the call by the record in Redis.
-    pub(super) fn register_call(&mut self, id: SessionId, number: u32, gone: Option<GatewayId>) {
+    pub(crate) fn register_call(&mut self, id: SessionId, number: u32, gone: Option<GatewayId>) {
         let Some(session) = self.sessions.live(id).filter(|session| session.core.has_call()) else { return };
         let connection = number | WAITING;
         session.connection_number = connection;
@@ -363,7 +370,7 @@ impl Gateway {
     }
 
     /// Redis has another gateway's record of the device.
-    pub(super) fn forget_registration(&mut self, id: SessionId, mac: Mac) {
+    pub(crate) fn forget_registration(&mut self, id: SessionId, mac: Mac) {
         let Some(session) = self.sessions.live(id) else { return };
         let connection = std::mem::take(&mut session.connection_number);
         if connection != 0 {
@@ -381,7 +388,7 @@ impl Gateway {
     }
 
     /// The session of a device has ended, and is not found by its MAC any more.
-    pub(super) fn unregister_device(&mut self, id: SessionId, mac: Mac) {
+    pub(crate) fn unregister_device(&mut self, id: SessionId, mac: Mac) {
         let Some(connection) = self.sessions.get(id).map(|session| session.connection_number) else { return };
         if connection == 0 {
             return;
@@ -416,7 +423,7 @@ impl Gateway {
     }
 
     /// From this worker or another one.
-    pub(super) fn on_device_change(&mut self, change: DeviceChange) {
+    pub(crate) fn on_device_change(&mut self, change: DeviceChange) {
         let awaits_answer = match &change {
             DeviceChange::Connected { mac, connection, .. } => Some((*mac, *connection)),
             _ => None,
