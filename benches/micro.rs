@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher, Divan, black_box};
-use mqtt_websocket_proxy::net::backend::context_pool::ContextPool;
+use mqtt_websocket_proxy::net::backend::websocket_context_pool::ContextPool;
 use mqtt_websocket_proxy::net::event_loop::timer_wheel::TimerWheel;
 use mqtt_websocket_proxy::net::event_loop::token::SessionId;
 use mqtt_websocket_proxy::net::sessions::index::Index;

@@ -192,11 +192,11 @@ fn imports_lead_to_the_file_that_defines_the_name() {
     let imports =
         |from: &str, to: &str| imports[src().join(from).as_path()].contains(src().join(to).as_path());
     // By a re-export of `session`, of `super`, of the crate, and by a module's name.
-    assert!(imports("net/gateway/apply.rs", "session/action.rs"));
-    assert!(!imports("net/gateway/apply.rs", "session/mod.rs"));
+    assert!(imports("net/gateway/core_actions.rs", "session/action.rs"));
+    assert!(!imports("net/gateway/core_actions.rs", "session/mod.rs"));
     assert!(imports("session/media.rs", "session/action.rs"));
-    assert!(imports("net/gateway/apply.rs", "net/gateway/mod.rs"));
-    assert!(imports("net/gateway/apply.rs", "net/media/credentials.rs"));
+    assert!(imports("net/gateway/core_actions.rs", "net/gateway/mod.rs"));
+    assert!(imports("net/gateway/core_actions.rs", "net/media/credentials.rs"));
     assert!(imports("session/call/text.rs", "proto/message/hello.rs"));
     // What a module only passes on, it does not import.
     assert!(!imports("session/mod.rs", "session/action.rs"));

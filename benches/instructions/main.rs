@@ -17,7 +17,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::process::{Command, exit};
 
-use mqtt_websocket_proxy::net::backend::context_pool::ContextPool;
+use mqtt_websocket_proxy::net::backend::websocket_context_pool::ContextPool;
 use mqtt_websocket_proxy::proto::audio::{HEADER_LEN, MAX_PAYLOAD};
 
 use self::call_fixture::{CallFixture, audio_frame, datagram, send_frame};

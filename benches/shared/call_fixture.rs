@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::Config;
-use mqtt_websocket_proxy::net::backend::context_pool::ContextPool;
+use mqtt_websocket_proxy::net::backend::websocket_context_pool::ContextPool;
 use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER_LEN, UdpHeader};
 use mqtt_websocket_proxy::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
 use mqtt_websocket_proxy::session::{

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::core::{Cluster, DISTRUST, Expect, Expected};
 use super::frame::{self, Frame, kind};
-use super::link::Connection;
 use super::name::{NAME_TTL_S, NameStep, REFRESH};
+use super::redis_connection::Connection;
 use super::resp::Reply;
 use super::{FIRST_KIND, GatewayId, Outcome};
 

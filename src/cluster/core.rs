@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::frame::{Frame, kind};
-use super::link::{Action, Connection, Link, REPLY_TIMEOUT, no_answer};
+use super::frame_bundles::FrameBundles;
 use super::name::{NameStep, OwnName};
-use super::outbox::Outbox;
 use super::peers::Peers;
 use super::presence::{CallRecord, Presence};
+use super::redis_connection::{Action, Connection, REPLY_TIMEOUT, RedisConnection, no_answer};
 use super::resp::Reply;
 use super::seal::Seal;
 use super::{ClusterState, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer, SendError};
@@ -112,10 +112,10 @@ pub(super) enum Expect {
 pub struct Cluster {
     pub(super) id: GatewayId,
     pub(super) settings: Settings,
-    pub(super) commands: Link,
-    pub(super) subscriber: Link,
+    pub(super) commands: RedisConnection,
+    pub(super) subscriber: RedisConnection,
     pub(super) expected: VecDeque<Expected>,
-    pub(super) outbox: Outbox,
+    pub(super) bundles: FrameBundles,
     pub(super) seal: Seal,
     pub(super) name: OwnName,
     pub(super) peers: Peers,
@@ -143,10 +143,10 @@ impl Cluster {
     pub fn new(id: GatewayId, settings: Settings, now: Instant) -> Self {
         Self {
             id,
-            commands: Link::new(id.0 | 1, now),
-            subscriber: Link::new(id.0.rotate_left(32) | 1, now),
+            commands: RedisConnection::new(id.0 | 1, now),
+            subscriber: RedisConnection::new(id.0.rotate_left(32) | 1, now),
             expected: VecDeque::new(),
-            outbox: Outbox::default(),
+            bundles: FrameBundles::default(),
             seal: Seal::new(settings.keys.clone()),
             name: OwnName::new(settings.name.clone(), now),
             settings,
@@ -204,7 +204,7 @@ impl Cluster {
 
     /// Bytes on their way to Redis.
     pub fn queued(&self) -> usize {
-        self.commands.queued() + self.outbox.bytes()
+        self.commands.queued() + self.bundles.bytes()
     }
 
     /// Replies that are outstanding.
@@ -254,7 +254,7 @@ impl Cluster {
         self.link(connection).unwritten = bytes;
     }
 
-    pub(super) fn link(&mut self, connection: Connection) -> &mut Link {
+    pub(super) fn link(&mut self, connection: Connection) -> &mut RedisConnection {
         match connection {
             Connection::Commands => &mut self.commands,
             Connection::Subscriber => &mut self.subscriber,
@@ -292,7 +292,7 @@ impl Cluster {
             }
         }
         self.presence.forget_pending();
-        self.outbox.take();
+        self.bundles.take();
     }
 
     /// Ends the connection from this side, unless it has ended.
@@ -487,7 +487,7 @@ impl Cluster {
             self.counters.dropped += 1;
             return Err(SendError::QueueFull);
         }
-        if let Some(bundle) = self.outbox.add(to, &frame) {
+        if let Some(bundle) = self.bundles.add(to, &frame) {
             self.publish(to, &bundle, now);
         }
         Ok(())
@@ -495,7 +495,7 @@ impl Cluster {
 
     /// Sends what was queued in this iteration.
     pub fn flush(&mut self, now: Instant) {
-        for (to, bundle) in self.outbox.take() {
+        for (to, bundle) in self.bundles.take() {
             self.publish(to, &bundle, now);
         }
     }

@@ -120,7 +120,7 @@ impl Cluster {
             let payload = [&mac.bytes()[..], &connection.to_be_bytes()].concat();
             let id = before.connection.into();
             let frame = Frame { from: own_id, kind: kind::CLOSE, id, payload: &payload };
-            if let Some(bundle) = self.outbox.add(before.gateway, &frame) {
+            if let Some(bundle) = self.bundles.add(before.gateway, &frame) {
                 self.publish(before.gateway, &bundle, now);
             }
         }

@@ -22,12 +22,12 @@ mod core;
 mod device_commands;
 mod device_record;
 mod frame;
+mod frame_bundles;
 mod kinds;
-mod link;
 mod name;
-mod outbox;
 mod peers;
 mod presence;
+mod redis_connection;
 mod resp;
 mod seal;
 #[cfg(test)]
@@ -38,7 +38,7 @@ mod types;
 pub use connection_message::{ConnectionBody, ConnectionMessage};
 pub use core::{Cluster, Counters, Settings};
 pub use kinds::Kind;
-pub use link::{Action, Connection};
+pub use redis_connection::{Action, Connection};
 pub use types::{
     ClusterState, FIRST_KIND, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer, SendError,
     WaitingCall,

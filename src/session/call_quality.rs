@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::action::{BackendFailure, CallStats, EndReason};
 use super::call_report::{CallFailure, CallReport, CallSeries, CallSlice, SLICE_S, SetupStage, SetupTimes};
+use super::call_verdict::{CallFacts, Verdict};
 use super::jitter::Jitter;
-use super::verdict::{CallFacts, Verdict};
 use crate::text;
 
 /// A shorter silence in the middle of speech is not counted: the device's own queue may cover it. In milliseconds.

@@ -23,6 +23,7 @@ mod action;
 mod call;
 mod call_quality;
 mod call_report;
+mod call_verdict;
 mod causes;
 mod context;
 mod core;
@@ -44,7 +45,6 @@ mod server_cause;
 mod server_health;
 mod tls_error;
 mod tool_lists;
-mod verdict;
 
 pub use action::{
     Action, Admission, BackendClosed, BackendFailure, BackendStage, CallCredentials, CallState, CallStats,
@@ -53,6 +53,7 @@ pub use action::{
 };
 pub use call::{CallView, FrameSpace, Uplink};
 pub use call_report::{CallFailure, CallReport, CallSeries, CallSlice, SetupStage, SetupTimes};
+pub use call_verdict::Verdict;
 pub use causes::EndedBy;
 pub use context::Context;
 pub use core::{Core, Delivery, LoginKey};
@@ -70,7 +71,6 @@ pub use server_cause::{HttpAnswer, ServerCause};
 pub use server_health::{ServerHealth, ServerState, ServerStatus, WireFraming};
 pub use tls_error::TlsErrorCause;
 pub use tool_lists::ToolLists;
-pub use verdict::Verdict;
 
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]

@@ -2,10 +2,10 @@
 
 mod devices;
 mod hostile;
-mod link;
 mod names;
 mod peers;
 mod random;
+mod redis_connection;
 mod redis_model;
 
 use std::time::{Duration, Instant};

@@ -5,7 +5,7 @@ pub(crate) mod collect;
 mod collect_cluster;
 pub(crate) mod connection;
 mod event_streams;
-pub(crate) mod pending;
+pub(crate) mod pending_requests;
 mod proc_stats;
 pub(crate) mod request;
 pub(crate) mod selection;

@@ -10,9 +10,9 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::config::WebSocket;
 use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
-use crate::net::backend::context_pool::ContextPool;
 use crate::net::backend::dial::DialContext;
 use crate::net::backend::tls_clients::TlsClients;
+use crate::net::backend::websocket_context_pool::ContextPool;
 use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest};
 
 const SERVER: Token = Token(0);

@@ -13,10 +13,10 @@ use tungstenite::protocol::{CloseFrame, WebSocketContext};
 use tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
 use crate::config::{ChatServerConfig, Secret};
-use crate::net::backend::context_pool::{ContextPool, MAX_WRITE_BUFFER};
 use crate::net::backend::dial::{Dial, DialContext, DialProgress};
 use crate::net::backend::frame_reader::FrameReader;
 use crate::net::backend::upgrade::{self, Upgrade};
+use crate::net::backend::websocket_context_pool::{ContextPool, MAX_WRITE_BUFFER};
 use crate::net::event_loop::stream::Stream;
 use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest, SetupStage};
 

@@ -10,11 +10,11 @@ use mio::Waker;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
-use crate::net::backend::context_pool::ContextPool;
 use crate::net::backend::dial::DialContext;
 use crate::net::backend::dial_slots::DialSlots;
 use crate::net::backend::resolver::{Answer, Resolver};
 use crate::net::backend::tls_clients::TlsClients;
+use crate::net::backend::websocket_context_pool::ContextPool;
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::LINGER;

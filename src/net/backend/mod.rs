@@ -3,7 +3,6 @@
 pub(crate) mod blocking_client;
 pub(crate) mod connection;
 pub(crate) mod connector;
-pub mod context_pool;
 pub(crate) mod dial;
 pub(crate) mod dial_slots;
 pub(crate) mod frame_reader;
@@ -13,3 +12,4 @@ pub(crate) mod resolver;
 pub(crate) mod tls;
 pub(crate) mod tls_clients;
 pub(crate) mod upgrade;
+pub mod websocket_context_pool;

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use log::error;
 
-use crate::net::backend::context_pool::ContextPool;
+use crate::net::backend::websocket_context_pool::ContextPool;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;

@@ -3,7 +3,6 @@
 
 pub(crate) mod admin_handlers;
 pub(crate) mod admin_requests;
-pub(crate) mod apply;
 pub(crate) mod audio_events;
 pub(crate) mod backend_events;
 pub(crate) mod broadcast;
@@ -11,6 +10,7 @@ pub(crate) mod call_log;
 pub(crate) mod check_requests;
 #[cfg_attr(not(feature = "cluster"), path = "cluster/absent.rs")]
 pub(crate) mod cluster;
+pub(crate) mod core_actions;
 pub(crate) mod dashboard_requests;
 pub(crate) mod device_calls;
 pub(crate) mod device_close;

@@ -110,7 +110,7 @@ const FILES: [&str; 98] = [
     "net/error.rs",
     "net/gateway/admin_handlers.rs",
     "net/gateway/admin_requests.rs",
-    "net/gateway/apply.rs",
+    "net/gateway/core_actions.rs",
     "net/gateway/call_log.rs",
     "net/gateway/check_requests.rs",
     "net/gateway/dashboard_requests.rs",

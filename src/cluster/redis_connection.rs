@@ -44,7 +44,7 @@ enum Stage {
 }
 
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct RedisConnection {
     stage: Stage,
     pause: Duration,
     /// An incomplete reply.
@@ -56,7 +56,7 @@ pub(super) struct Link {
     random: u64,
 }
 
-impl Link {
+impl RedisConnection {
     /// `seed` is not 0.
     pub(super) fn new(seed: u64, now: Instant) -> Self {
         Self {
@@ -86,7 +86,7 @@ impl Link {
         !matches!(self.stage, Stage::Waiting(_))
     }
 
-    /// When [`Link::starts`] or [`Link::is_late`] changes.
+    /// When [`RedisConnection::starts`] or [`RedisConnection::is_late`] changes.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.stage {
             Stage::Waiting(at) | Stage::Connecting(at) | Stage::Greeting(at) => Some(at),

@@ -9,12 +9,12 @@ use super::frame::{Frame, HEADER_LEN};
 const BUNDLE_MAX: usize = 4096;
 
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(super) struct FrameBundles {
     bundles: BTreeMap<GatewayId, Vec<u8>>,
     bytes: usize,
 }
 
-impl Outbox {
+impl FrameBundles {
     /// Adds a frame to the bundle for this gateway. Returns the bundle before when there is no room in it, which must be sent first.
     pub(super) fn add(&mut self, to: GatewayId, frame: &Frame<'_>) -> Option<Vec<u8>> {
         let bundle = self.bundles.entry(to).or_default();
@@ -43,19 +43,19 @@ mod tests {
 
     #[test]
     fn frames_are_bundled_up_to_4_kib_and_keep_their_order() {
-        let mut outbox = Outbox::default();
+        let mut bundles = FrameBundles::default();
         let payload = [7; 1000];
         let frame = |id| Frame { from: GatewayId(1), kind: 20, id, payload: &payload };
         let mut sent = Vec::new();
         for id in 0..10 {
-            sent.extend(outbox.add(GatewayId(2), &frame(id)));
+            sent.extend(bundles.add(GatewayId(2), &frame(id)));
         }
-        assert_eq!(outbox.add(GatewayId(3), &frame(10)), None);
-        assert_eq!(outbox.bytes(), 3 * 1024);
+        assert_eq!(bundles.add(GatewayId(3), &frame(10)), None);
+        assert_eq!(bundles.bytes(), 3 * 1024);
         assert_eq!(sent.iter().map(Vec::len).collect::<Vec<_>>(), [4096, 4096]);
-        let rest = outbox.take();
+        let rest = bundles.take();
         assert_eq!(rest.values().map(Vec::len).collect::<Vec<_>>(), [2048, 1024]);
-        assert_eq!((outbox.bytes(), outbox.take().len()), (0, 0));
+        assert_eq!((bundles.bytes(), bundles.take().len()), (0, 0));
         sent.push(rest[&GatewayId(2)].clone());
         let all = sent.concat();
         let mut message = &all[..];
@@ -66,11 +66,11 @@ mod tests {
 
     #[test]
     fn a_long_frame_is_a_bundle_of_its_own() {
-        let mut outbox = Outbox::default();
+        let mut bundles = FrameBundles::default();
         let long = vec![1; 100_000];
         let frame = |payload| Frame { from: GatewayId(1), kind: 20, id: 1, payload };
-        assert_eq!(outbox.add(GatewayId(2), &frame(b"x")), None);
-        assert_eq!(outbox.add(GatewayId(2), &frame(&long)).unwrap().len(), 25);
-        assert_eq!(outbox.add(GatewayId(2), &frame(b"x")).unwrap().len(), 100_024);
+        assert_eq!(bundles.add(GatewayId(2), &frame(b"x")), None);
+        assert_eq!(bundles.add(GatewayId(2), &frame(&long)).unwrap().len(), 25);
+        assert_eq!(bundles.add(GatewayId(2), &frame(b"x")).unwrap().len(), 100_024);
     }
 }
