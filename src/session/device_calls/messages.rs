@@ -1,7 +1,5 @@
 //! The messages between the two places of a call between devices.
 
-use std::time::Instant;
-
 use super::{
     AcceptOutcome, BUSY, CALLER_IDLE, DeviceCallContext, DeviceCallEffect, DeviceCallTable, JoinedDevice,
     LEFT, Leg, LegState, Presence, RING_TIMEOUT, TARGET_IDLE, Ticket, request_answer,
@@ -33,19 +31,30 @@ impl DeviceCallTable {
             }
             return;
         };
+        let ticket = match leg.state {
+            LegState::Asking { ticket, .. } => Some(ticket),
+            _ => None,
+        };
         match (body, leg.state) {
+            (RelayBody::Rings, LegState::Asking { .. })
+            | (RelayBody::Accept { .. }, LegState::Asking { .. } | LegState::Calling { .. })
+                if cx.devices.presence(to) != Presence::InCall =>
+            {
+                self.legs.remove(&to);
+                cx.out.extend(ticket.map(|ticket| request_answer(ticket, CALLER_IDLE)));
+                self.send(to, far, RelayBody::End(EndReason::PeerLeft), cx);
+            }
             (RelayBody::Rings, LegState::Asking { ticket, until }) => {
-                self.on_rings(to, far, ticket, until, cx)
+                self.set_state(to, LegState::Calling { until });
+                cx.out.push(DeviceCallEffect::Ring(to));
+                cx.out.push(request_answer(ticket, RequestOutcome::Ringing));
             }
             (RelayBody::NotRinging(outcome), LegState::Asking { ticket, .. }) => {
                 self.legs.remove(&to);
                 cx.out.push(request_answer(ticket, outcome));
             }
-            (RelayBody::Accept { realtime }, LegState::Asking { ticket, .. }) => {
-                self.on_accept(to, far, realtime, Some(ticket), cx);
-            }
-            (RelayBody::Accept { realtime }, LegState::Calling { .. }) => {
-                self.on_accept(to, far, realtime, None, cx);
+            (RelayBody::Accept { realtime }, LegState::Asking { .. } | LegState::Calling { .. }) => {
+                self.on_accept(to, far, realtime, ticket, cx);
             }
             (RelayBody::Connected { realtime }, LegState::Accepting { ticket, .. }) => {
                 self.on_connected(to, far, realtime, ticket, cx);
@@ -83,24 +92,6 @@ impl DeviceCallTable {
         cx.out.push(DeviceCallEffect::Wake { target, nickname });
     }
 
-    fn on_rings(
-        &mut self,
-        caller: Mac,
-        far: FarEnd,
-        ticket: u64,
-        until: Instant,
-        cx: &mut DeviceCallContext<'_>,
-    ) {
-        if cx.devices.presence(caller) != Presence::InCall {
-            self.legs.remove(&caller);
-            cx.out.push(request_answer(ticket, CALLER_IDLE));
-            return self.send(caller, far, RelayBody::End(EndReason::PeerLeft), cx);
-        }
-        self.set_state(caller, LegState::Calling { until });
-        cx.out.push(DeviceCallEffect::Ring(caller));
-        cx.out.push(request_answer(ticket, RequestOutcome::Ringing));
-    }
-
     /// `ticket`: of a request that has no outcome yet.
     fn on_accept(
         &mut self,
@@ -110,11 +101,6 @@ impl DeviceCallTable {
         ticket: Option<u64>,
         cx: &mut DeviceCallContext<'_>,
     ) {
-        if cx.devices.presence(caller) != Presence::InCall {
-            self.legs.remove(&caller);
-            cx.out.extend(ticket.map(|ticket| request_answer(ticket, CALLER_IDLE)));
-            return self.send(caller, far, RelayBody::End(EndReason::PeerLeft), cx);
-        }
         self.set_state(caller, LegState::Talking);
         let realtime = cx.devices.listens_in_realtime(caller);
         cx.out.push(DeviceCallEffect::Join(JoinedDevice { mac: caller, far, realtime, peer_realtime }));
