@@ -11,7 +11,7 @@ use super::presence::{CallRecord, Presence};
 use super::redis_connection::{Action, Connection, REPLY_TIMEOUT, RedisConnection, no_answer};
 use super::resp::Reply;
 use super::seal::Seal;
-use super::{ClusterState, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer, SendError};
+use super::{ClusterState, GatewayId, Kind, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer, SendError};
 use crate::proto::identity::Mac;
 
 /// How often this gateway announces itself.
@@ -440,7 +440,8 @@ impl Cluster {
     }
 
     /// Sends a payload that must not be lost unnoticed: it arrives, or this connection or that gateway is lost, which is an outcome.
-    /// Payloads for a gateway arrive in order. They leave at [`Cluster::flush`].
+    /// Only audio is dropped, and counted, while Redis is slow. Payloads for a gateway arrive in order. They leave at
+    /// [`Cluster::flush`].
     ///
     /// # Errors
     /// Why it is not sent.
@@ -452,42 +453,18 @@ impl Cluster {
         payload: &[u8],
         now: Instant,
     ) -> Result<(), SendError> {
-        self.send_within(QUEUE_MAX, to, Frame { from: self.id, kind, id, payload }, now)
-    }
-
-    /// Sends audio, in order with the other payloads, which is dropped and counted while Redis is slow.
-    ///
-    /// # Errors
-    /// Why it is not sent.
-    pub fn send_audio(
-        &mut self,
-        to: GatewayId,
-        kind: u8,
-        id: u64,
-        payload: &[u8],
-        now: Instant,
-    ) -> Result<(), SendError> {
-        self.send_within(AUDIO_QUEUE_MAX, to, Frame { from: self.id, kind, id, payload }, now)
-    }
-
-    fn send_within(
-        &mut self,
-        queue_max: usize,
-        to: GatewayId,
-        frame: Frame<'_>,
-        now: Instant,
-    ) -> Result<(), SendError> {
-        if frame.payload.len() > MAX_PAYLOAD {
+        if payload.len() > MAX_PAYLOAD {
             return Err(SendError::TooLong);
         }
         if !self.commands.is_ready() {
             return Err(SendError::Unreachable);
         }
-        if self.queued() + frame.payload.len() > queue_max || self.expected.len() >= EXPECTED_MAX {
+        let queue_max = if kind == Kind::CallAudio as u8 { AUDIO_QUEUE_MAX } else { QUEUE_MAX };
+        if self.queued() + payload.len() > queue_max || self.expected.len() >= EXPECTED_MAX {
             self.counters.dropped += 1;
             return Err(SendError::QueueFull);
         }
-        if let Some(bundle) = self.bundles.add(to, &frame) {
+        if let Some(bundle) = self.bundles.add(to, &Frame { from: self.id, kind, id, payload }) {
             self.publish(to, &bundle, now);
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cluster::frame::{Frame, kind};
-use crate::cluster::{FIRST_KIND, MAX_PAYLOAD, SendError};
+use crate::cluster::{FIRST_KIND, Kind, MAX_PAYLOAD, SendError};
 
 fn received(outcomes: &[Outcome]) -> Vec<(GatewayId, u8, u64, usize)> {
     let frames = outcomes.iter().filter_map(|outcome| match outcome {
@@ -109,7 +109,7 @@ fn payloads_arrive_in_order_and_together() {
         let payload = vec![7; *size];
         let sent = match n % 2 {
             0 => scenario.gateways[0].send(id(1), FIRST_KIND, n as u64, &payload, scenario.now),
-            _ => scenario.gateways[0].send_audio(id(1), 255, n as u64, &payload, scenario.now),
+            _ => scenario.gateways[0].send(id(1), Kind::CallAudio as u8, n as u64, &payload, scenario.now),
         };
         match *size == MAX_PAYLOAD {
             true => assert_eq!(sent, Err(SendError::QueueFull), "as audio"),
@@ -121,7 +121,7 @@ fn payloads_arrive_in_order_and_together() {
     assert_eq!(too_long, Err(SendError::TooLong));
     scenario.settle();
     let expected =
-        [(0, 16, 0), (1, 255, 1), (2, 16, 100), (3, 255, 4_000), (4, 16, 100), (6, 16, 5), (7, 255, 6)];
+        [(0, 16, 0), (1, 20, 1), (2, 16, 100), (3, 20, 4_000), (4, 16, 100), (6, 16, 5), (7, 20, 6)];
     let mut expected: Vec<_> = expected.iter().map(|(n, kind, len)| (id(0), *kind, *n, *len)).collect();
     expected.push((id(0), 16, 99, MAX_PAYLOAD));
     assert_eq!(received(&scenario.take(1)), expected);
@@ -135,7 +135,7 @@ fn while_redis_takes_nothing_audio_is_dropped_first_and_the_queue_is_bounded() {
     let gateway = &mut scenario.gateways[0];
     gateway.set_unwritten(Connection::Commands, 0);
     let mut audio = 0;
-    while gateway.send_audio(id(1), FIRST_KIND, 0, &payload, now).is_ok() {
+    while gateway.send(id(1), Kind::CallAudio as u8, 0, &payload, now).is_ok() {
         audio += 1;
     }
     assert!((240..=257).contains(&audio), "{audio} packets of 1,000 bytes in 256 KiB");

@@ -146,7 +146,7 @@ impl ClusterClient {
         }
     }
 
-    /// Sends a payload that must not be lost unnoticed; see [`Cluster::send`].
+    /// Sends a payload; see [`Cluster::send`].
     ///
     /// # Errors
     /// Why it is not sent.
@@ -159,21 +159,6 @@ impl ClusterClient {
         io: &Io,
     ) -> Result<(), SendError> {
         self.cluster_mut().ok_or(SendError::Unreachable)?.send(to, kind, id, payload, io.now)
-    }
-
-    /// Sends audio, which is dropped while Redis is slow.
-    ///
-    /// # Errors
-    /// Why it is not sent.
-    pub(crate) fn send_audio(
-        &mut self,
-        to: GatewayId,
-        kind: u8,
-        id: u64,
-        payload: &[u8],
-        io: &Io,
-    ) -> Result<(), SendError> {
-        self.cluster_mut().ok_or(SendError::Unreachable)?.send_audio(to, kind, id, payload, io.now)
     }
 
     /// Another process has taken this one's place; see [`Cluster::resign`].

@@ -43,7 +43,7 @@ impl ClusterPart {
         self.calls.frame.clear();
         encode_audio(call, device, opus, &mut self.calls.frame);
         let (to, kind) = (GatewayId(gateway), Kind::CallAudio as u8);
-        let sent = self.client.send_audio(to, kind, 0, &self.calls.frame, io);
+        let sent = self.client.send(to, kind, 0, &self.calls.frame, io);
         sent.map_err(|_| DropReason::RelayFull)?;
         self.calls.packets[0] += 1;
         Ok(())
