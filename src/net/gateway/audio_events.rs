@@ -84,13 +84,9 @@ impl Gateway {
             Ok(Uplink::OtherDevice(payload_len)) => {
                 let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
                 let mut out = [0; DATAGRAM_MAX];
-                let mut far = AudioRelay {
-                    relay: &mut self.relay,
-                    cluster: &mut self.cluster,
-                    is_leader: self.workers.is_leader(),
-                    io: &self.io,
-                };
-                let relayed = relay(id, payload, &mut out, &mut self.sessions, &mut far);
+                let Self { relay, cluster, workers, io, sessions, .. } = self;
+                let mut others = AudioRelay { relay, cluster, workers, io };
+                let relayed = relay_audio(id, payload, &mut out, sessions, &mut others);
                 self.queue_relayed(relayed, &out);
                 return Ok(());
             }
@@ -131,13 +127,9 @@ impl Gateway {
                 Ok(Uplink::OtherDevice(payload_len)) => {
                     let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
                     let mut out = [0; DATAGRAM_MAX];
-                    let mut far = AudioRelay {
-                        relay: &mut self.relay,
-                        cluster: &mut self.cluster,
-                        is_leader: self.workers.is_leader(),
-                        io: &self.io,
-                    };
-                    let relayed = relay(id, payload, &mut out, &mut self.sessions, &mut far);
+                    let Self { relay, cluster, workers, io, sessions, .. } = self;
+                    let mut others = AudioRelay { relay, cluster, workers, io };
+                    let relayed = relay_audio(id, payload, &mut out, sessions, &mut others);
                     self.queue_relayed(relayed, &out);
                 }
                 Ok(Uplink::Silence | Uplink::Path { .. }) => self.io.metrics.discarded(DropReason::Ringing),
@@ -212,21 +204,21 @@ fn send_to_server(
 
 /// Encrypts an Opus packet of one device for the other one of a device-to-device call into `out`. `None` if another place serves
 /// that one, and gets the packet.
-fn relay(
+fn relay_audio(
     id: SessionId,
     payload: &[u8],
     out: &mut [u8],
     sessions: &mut Sessions,
-    far: &mut AudioRelay<'_>,
+    others: &mut AudioRelay<'_>,
 ) -> Result<Option<(SessionId, Encrypted)>, DropReason> {
     let peer = sessions.get(id).and_then(|session| session.peer.as_deref().copied());
     match peer.ok_or(DropReason::NoPeer)? {
         AudioPeer::Session(peer) => {
             let session = sessions.live(peer).ok_or(DropReason::NoPeer)?;
-            Ok(Some((peer, session.core.relay(payload, out, &far.io.config, far.io.now)?)))
+            Ok(Some((peer, session.core.relay(payload, out, &others.io.config, others.io.now)?)))
         }
         AudioPeer::Elsewhere(place, call, mac) => {
-            let sent = far.send(place, call, mac, payload);
+            let sent = others.send(place, call, mac, payload);
             if let (Err(_), Some(session)) = (sent, sessions.live(id)) {
                 session.core.on_uplink_dropped(payload.len());
             }

@@ -45,6 +45,11 @@ impl Gateway {
         }
         self.serve_event_streams();
         self.advance_cluster();
+        if self.flush_relay() {
+            // The calls that have ended with a worker may have something for other gateways.
+            self.advance_cluster();
+            self.flush_relay();
+        }
         self.flush();
         self.reap();
         self.workers.publish_connections(self.sessions.without_lingering());
@@ -351,7 +356,6 @@ impl Gateway {
     /// Writes what this iteration has queued: all datagrams in one batch, then the text of each dirty session. While the UDP
     /// socket is full, a device's text waits for its own queued audio, which must leave first.
     fn flush(&mut self) {
-        self.flush_relay();
         let flushed = self.audio.flush(&mut self.io);
         self.audio.watch_writable(flushed.blocked, &self.io.registry);
         let Self { sessions, connector, audio, io, .. } = self;

@@ -197,11 +197,11 @@ impl Relay {
     }
 }
 
-/// The ways for audio to devices of other places.
+/// The way for audio to devices of other places.
 pub(crate) struct AudioRelay<'a> {
     pub(crate) relay: &'a mut Relay,
     pub(crate) cluster: &'a mut ClusterPart,
-    pub(crate) is_leader: bool,
+    pub(crate) workers: &'a Workers,
     pub(crate) io: &'a Io,
 }
 
@@ -220,7 +220,7 @@ impl AudioRelay<'_> {
         let (worker, way) = match place {
             Place::Here => return Err(DropReason::NoPeer),
             Place::Worker(worker) => (worker, Way::Between),
-            Place::Gateway(gateway) if self.is_leader => {
+            Place::Gateway(gateway) if self.workers.is_leader() => {
                 return self.cluster.send_call_audio(gateway, call, to, opus, self.io);
             }
             Place::Gateway(gateway) => (0, Way::ToGateway(gateway)),
@@ -230,11 +230,11 @@ impl AudioRelay<'_> {
 }
 
 impl Gateway {
-    /// Sends what this iteration has for other workers.
-    pub(super) fn flush_relay(&mut self) {
-        for worker in self.relay.flush(&self.workers, &mut self.io) {
-            self.on_worker_lost(worker);
-        }
+    /// Sends what this iteration has for other workers. Whether one of them has ended.
+    pub(super) fn flush_relay(&mut self) -> bool {
+        let ended = self.relay.flush(&self.workers, &mut self.io);
+        ended.iter().for_each(|worker| self.on_worker_lost(*worker));
+        !ended.is_empty()
     }
 
     /// Takes what another worker has sent.

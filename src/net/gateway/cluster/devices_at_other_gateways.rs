@@ -3,7 +3,7 @@
 //! That gateway passes the device's packets on. Here they arrive as if from a connection of the device, whose output is passed back.
 //! Audio does not take this way: the device sends it to this gateway as before.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,10 @@ const RELEASE_TIME: Duration = Duration::from_secs(10);
 
 /// The calls of a worker whose devices are, or may soon be, connected to another gateway.
 #[derive(Default)]
-pub(crate) struct RemoteDevices(HashMap<SessionId, RemoteDevice>);
+pub(crate) struct RemoteDevices {
+    devices: HashMap<SessionId, RemoteDevice>,
+    by_mac: BTreeSet<(Mac, SessionId)>,
+}
 
 /// Where such a device is.
 struct RemoteDevice {
@@ -57,12 +60,40 @@ impl RemoteDevice {
 impl RemoteDevices {
     /// Whether the device of this session is connected to another gateway.
     pub(crate) fn is_attached(&self, id: SessionId) -> bool {
-        self.0.get(&id).is_some_and(|device| device.state == Attachment::Attached)
+        self.devices.get(&id).is_some_and(|device| device.state == Attachment::Attached)
     }
 
     /// The device has connected here again, or its call is over.
     pub(crate) fn forget(&mut self, id: SessionId) {
-        self.0.remove(&id);
+        self.remove(id);
+    }
+
+    fn insert(&mut self, id: SessionId, device: RemoteDevice) {
+        self.by_mac.insert((device.mac, id));
+        self.devices.insert(id, device);
+    }
+
+    fn remove(&mut self, id: SessionId) -> Option<RemoteDevice> {
+        let device = self.devices.remove(&id)?;
+        self.by_mac.remove(&(device.mac, id));
+        Some(device)
+    }
+
+    /// The device that was connected to this gateway by the connection with this number of it.
+    fn find(
+        &mut self,
+        mac: Mac,
+        gateway: GatewayId,
+        connection: u32,
+    ) -> Option<(SessionId, &mut RemoteDevice)> {
+        let ids = self
+            .by_mac
+            .range((mac, SessionId { epoch: 0, slot: 0 })..)
+            .take_while(|(of, _)| *of == mac)
+            .map(|(_, id)| *id);
+        let is_it = |device: &RemoteDevice| device.gateway == gateway && device.connection == connection;
+        let id = ids.into_iter().find(|id| self.devices.get(id).is_some_and(is_it))?;
+        Some((id, self.devices.get_mut(&id)?))
     }
 }
 
@@ -114,7 +145,7 @@ impl Gateway {
             received: 0,
         };
         let offer = device.message(offer);
-        self.cluster.remote_devices.0.insert(id, device);
+        self.cluster.remote_devices.insert(id, device);
         self.send_connection_message(to, offer);
         true
     }
@@ -135,11 +166,8 @@ impl Gateway {
             };
             return true;
         }
-        let has_it = |device: &RemoteDevice| {
-            device.mac == mac && device.gateway == from && device.connection == connection
-        };
-        let found = self.cluster.remote_devices.0.iter_mut().find(|(_, device)| has_it(device));
-        let Some((id, device)) = found.map(|(id, device)| (*id, device)) else { return false };
+        let found = self.cluster.remote_devices.find(mac, from, connection);
+        let Some((id, device)) = found else { return false };
         match body {
             ConnectionBody::Attach { ip, port } => self.attach_remote_device(id, *ip, *port),
             ConnectionBody::Packets { offset, bytes }
@@ -174,12 +202,12 @@ impl Gateway {
     /// Whether the device of this call was connected to that gateway, or its connection is lost.
     fn waits_for_device(&self, id: SessionId, gateway: GatewayId) -> bool {
         let was_there =
-            self.cluster.remote_devices.0.get(&id).is_some_and(|device| device.gateway == gateway);
+            self.cluster.remote_devices.devices.get(&id).is_some_and(|device| device.gateway == gateway);
         was_there || self.sessions.get(id).is_some_and(|session| session.core.awaits_reconnect())
     }
 
     fn attach_remote_device(&mut self, id: SessionId, ip: IpAddr, port: u16) {
-        let Some(device) = self.cluster.remote_devices.0.get_mut(&id) else { return };
+        let Some(device) = self.cluster.remote_devices.devices.get_mut(&id) else { return };
         if device.state != Attachment::Offered {
             return;
         }
@@ -198,7 +226,7 @@ impl Gateway {
 
     /// The other gateway does not pass the device's packets on any more: as when a connection is lost.
     fn lose_remote_device(&mut self, id: SessionId, gone: Option<GatewayId>) {
-        let Some(device) = self.cluster.remote_devices.0.remove(&id) else { return };
+        let Some(device) = self.cluster.remote_devices.remove(id) else { return };
         if device.state == Attachment::Attached {
             self.on_device_eof(id);
             self.sessions.drop_mqtt(id, &mut self.io);
@@ -207,7 +235,7 @@ impl Gateway {
     }
 
     pub(crate) fn on_gateway_of_devices_gone(&mut self, gateway: GatewayId) {
-        let devices = self.cluster.remote_devices.0.iter();
+        let devices = self.cluster.remote_devices.devices.iter();
         let there: Vec<_> =
             devices.filter(|(_, device)| device.gateway == gateway).map(|(id, _)| *id).collect();
         for id in there {
@@ -217,7 +245,7 @@ impl Gateway {
 
     /// At the end of an iteration: passes on what was written to such devices, and lets those go whose call is over.
     pub(crate) fn flush_remote_devices(&mut self) {
-        if self.cluster.remote_devices.0.is_empty() {
+        if self.cluster.remote_devices.devices.is_empty() {
             return;
         }
         let is_attached = |id: &SessionId| self.cluster.remote_devices.is_attached(*id);
@@ -231,15 +259,19 @@ impl Gateway {
     fn forget_old_remote_devices(&mut self) {
         let has_call = |id| self.sessions.get(id).is_some_and(|session| session.core.has_call());
         let now = self.io.now;
-        self.cluster.remote_devices.0.retain(|id, device| match device.state {
-            Attachment::Offered => has_call(*id),
-            Attachment::Attached => true,
-            Attachment::Ended(at) => now < at + RELEASE_TIME,
-        });
+        let is_old = |id: SessionId, device: &RemoteDevice| match device.state {
+            Attachment::Offered => !has_call(id),
+            Attachment::Attached => false,
+            Attachment::Ended(at) => now >= at + RELEASE_TIME,
+        };
+        let RemoteDevices { devices, by_mac } = &mut self.cluster.remote_devices;
+        for (id, device) in devices.extract_if(|id, device| is_old(*id, device)) {
+            by_mac.remove(&(device.mac, id));
+        }
     }
 
     fn flush_remote_device(&mut self, id: SessionId) {
-        let Some(gateway) = self.cluster.remote_devices.0.get(&id).map(|device| device.gateway) else {
+        let Some(gateway) = self.cluster.remote_devices.devices.get(&id).map(|device| device.gateway) else {
             return;
         };
         let mut is_closing = true;
@@ -252,7 +284,7 @@ impl Gateway {
             }
             is_closing = mqtt.closing;
             let bytes = mqtt.transport.take_passed_on().unwrap_or_default();
-            let Some(device) = self.cluster.remote_devices.0.get_mut(&id).filter(|_| !bytes.is_empty())
+            let Some(device) = self.cluster.remote_devices.devices.get_mut(&id).filter(|_| !bytes.is_empty())
             else {
                 break;
             };
@@ -266,7 +298,7 @@ impl Gateway {
             return;
         }
         let has_call = core.is_some_and(Core::has_call);
-        let Some(device) = self.cluster.remote_devices.0.get_mut(&id) else { return };
+        let Some(device) = self.cluster.remote_devices.devices.get_mut(&id) else { return };
         if has_call {
             // The device reads too slowly.
             let lost = device.message(ConnectionBody::Lost);
