@@ -1,6 +1,7 @@
 //! Handles the requests of the management API.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use log::{Level, info};
@@ -8,7 +9,7 @@ use serde_json::json;
 use serde_json::value::to_raw_value;
 
 use crate::admin::answer::{Answer, json_response};
-use crate::admin::call_history::CallQuery;
+use crate::admin::call_history::{CallHistory, CallQuery};
 use crate::admin::dashboard;
 use crate::admin::dto::{self, DeviceStatus, DisconnectRequest, McpCommand};
 use crate::admin::params::{BadParameter, Members, query_flag, query_number, query_value};
@@ -41,7 +42,8 @@ impl Gateway {
             return Some(Answer::AtGateway(gateway));
         }
         let is_absent = request.endpoint.reach() == Reach::Device && !self.has_device_of(request);
-        let answer = self.answer_admin_request(request)?;
+        let refused = |response| Some(Answer::Response(response));
+        let answer = self.answer_admin_request(request).unwrap_or_else(refused)?;
         Some(match answer {
             // Other errors are the client's, wherever the device is.
             Answer::Response(response) if is_absent && !matches!(response.status, 400 | 422) => {
@@ -51,48 +53,46 @@ impl Gateway {
         })
     }
 
-    fn answer_admin_request(&mut self, request: &AdminRequest) -> Option<Answer> {
+    /// None: the answer follows later.
+    fn answer_admin_request(&mut self, request: &AdminRequest) -> Result<Option<Answer>, Response> {
         let AdminRequest { request_id, endpoint, client_id, query, body, .. } = request;
-        Some(Answer::Response(match endpoint {
-            Endpoint::Metrics => return Some(Answer::Metrics(self.collect_metrics())),
-            Endpoint::DevicesStatus => return Some(self.handle_devices_status(body)),
-            Endpoint::Disconnect => return Some(self.handle_disconnect(body)),
-            Endpoint::Sessions => return Some(self.handle_list_sessions(query)),
+        Ok(Some(Answer::Response(match endpoint {
+            Endpoint::Metrics => return Ok(Some(Answer::Metrics(self.collect_metrics()))),
+            Endpoint::DevicesStatus => return self.handle_devices_status(body).map(Some),
+            Endpoint::Disconnect => return self.handle_disconnect(body).map(Some),
+            Endpoint::Sessions => return self.handle_list_sessions(query).map(Some),
             Endpoint::Health => Response::json(200, r#"{"status":"ok"}"#),
             Endpoint::Ready => self.handle_ready(),
             Endpoint::OpenApi => Response::packed(JSON, &packed::OPENAPI, request.accepts_gzip),
             Endpoint::Command => {
-                return self.handle_command(*request_id, client_id, body).map(Answer::Response);
+                let response = self.handle_command(*request_id, client_id, body)?;
+                return Ok(response.map(Answer::Response));
             }
             Endpoint::CommandResult => self.admin.command_results.response(client_id, self.io.now),
-            Endpoint::CallRequest => {
-                return self.handle_call_request(request).map(Answer::Response);
-            }
-            Endpoint::CallAccept => {
-                return self.handle_call_accept(*request_id, body).map(Answer::Response);
-            }
-            Endpoint::CallHangUp => self.handle_call_hang_up(body),
-            Endpoint::Message => self.handle_message(client_id, body),
+            Endpoint::CallRequest => return self.handle_call_request(request).map(|()| None),
+            Endpoint::CallAccept => return self.handle_call_accept(*request_id, body).map(|()| None),
+            Endpoint::CallHangUp => self.handle_call_hang_up(body)?,
+            Endpoint::Message => self.handle_message(client_id, body)?,
             Endpoint::Messages => return self.handle_broadcast(*request_id, body),
-            Endpoint::Notify => self.notify(request).unwrap_or_else(|refusal| refusal),
+            Endpoint::Notify => self.notify(request)?,
             Endpoint::NotifyState => self.admin.notify_files.response(client_id, self.io.now),
-            Endpoint::Calls => self.handle_list_calls(query),
-            Endpoint::Call => self.handle_show_call(client_id),
-            Endpoint::Session => self.handle_show_session(client_id),
-            Endpoint::EndSession => self.handle_end_session(client_id, query),
-            Endpoint::Servers => return Some(self.handle_servers()),
+            Endpoint::Calls => self.handle_list_calls(query)?,
+            Endpoint::Call => self.handle_show_call(client_id)?,
+            Endpoint::Session => self.handle_show_session(client_id)?,
+            Endpoint::EndSession => self.handle_end_session(client_id, query)?,
+            Endpoint::Servers => return Ok(Some(self.handle_servers())),
             Endpoint::Gateways => self.handle_gateways(),
             Endpoint::Denied => self.handle_list_denied(),
-            Endpoint::Deny => return Some(self.handle_deny(client_id, true)),
-            Endpoint::Allow => return Some(self.handle_deny(client_id, false)),
-            Endpoint::Credentials => self.handle_credentials(body),
+            Endpoint::Deny => return self.handle_deny(client_id, true).map(Some),
+            Endpoint::Allow => return self.handle_deny(client_id, false).map(Some),
+            Endpoint::Credentials => self.handle_credentials(body)?,
             Endpoint::Check => self.handle_start_check(),
             Endpoint::CheckReport => self.handle_show_check(),
-            Endpoint::Reload => self.handle_reload(query),
+            Endpoint::Reload => self.handle_reload(query)?,
             // Is no request with one answer: see `start_event_stream`.
-            Endpoint::Events => return None,
-            Endpoint::Drain => self.handle_drain(query),
-            Endpoint::Log => handle_log(query),
+            Endpoint::Events => return Ok(None),
+            Endpoint::Drain => self.handle_drain(query)?,
+            Endpoint::Log => handle_log(query)?,
             Endpoint::Errors => Response::json(200, self.admin.recent_errors().to_json()),
             Endpoint::Dashboard => {
                 Response::packed(dashboard::CONTENT_TYPE, &packed::DASHBOARD, request.accepts_gzip)
@@ -102,7 +102,7 @@ impl Gateway {
                 Response::packed("text/plain; charset=utf-8", &packed::CHINESE, request.accepts_gzip)
             }
             Endpoint::Config => Response::json(200, self.io.config.to_masked_file_text()),
-        }))
+        })))
     }
 
     fn handle_ready(&self) -> Response {
@@ -121,12 +121,12 @@ impl Gateway {
         self.sessions.get(found).is_some_and(|session| session.core.is_present()).then_some(found)
     }
 
-    /// Whether this worker has the device that the request is about.
     /// Whether it closes the connection of a device, which the gateway with the connection does.
     fn disconnects(&self, request: &AdminRequest) -> bool {
         request.endpoint == Endpoint::EndSession && query_flag(&request.query, "disconnect") == Ok(true)
     }
 
+    /// Whether this worker has the device that the request is about.
     fn has_device_of(&self, request: &AdminRequest) -> bool {
         match request.endpoint {
             Endpoint::CallRequest | Endpoint::CallAccept | Endpoint::CallHangUp => {
@@ -163,19 +163,20 @@ impl Gateway {
 
     // ----- requests that the Node.js gateway had ------------------------------------------------------------------
 
-    fn handle_command(&mut self, request_id: u64, client_id: &str, body: &str) -> Option<Response> {
-        let command = match McpCommand::parse(body) {
-            Ok(command) => command,
-            Err(error) => return Some(dto::command_error(400, &error)),
-        };
-        let Some(device) = self.find_device(client_id) else {
-            return Some(dto::command_response(&Err(CommandError::NotConnected), request_id));
-        };
+    fn handle_command(
+        &mut self,
+        request_id: u64,
+        client_id: &str,
+        body: &str,
+    ) -> Result<Option<Response>, Response> {
+        let command = McpCommand::parse(body).map_err(|error| dto::command_error(400, &error))?;
+        let not_connected = || dto::command_response(&Err(CommandError::NotConnected), request_id);
+        let device = self.find_device(client_id).ok_or_else(not_connected)?;
         let Some(command) = command else {
-            return Some(self.handle_message_command(request_id, device, body));
+            return self.handle_message_command(request_id, device, body).map(Some);
         };
         self.drive(device, |core, cx| core.send_command(request_id, &command.method, &command.params, cx));
-        None
+        Ok(None)
     }
 
     /// A device has answered a command, or the command has failed.
@@ -189,29 +190,27 @@ impl Gateway {
     }
 
     /// A message in the form of a command, which some consoles send.
-    fn handle_message_command(&mut self, request_id: u64, device: SessionId, body: &str) -> Response {
+    fn handle_message_command(
+        &mut self,
+        request_id: u64,
+        device: SessionId,
+        body: &str,
+    ) -> Result<Response, Response> {
         let members = Members::of_body(body).ok();
         let Some(members) = members.filter(|members| check_message_type(members, body).is_ok()) else {
             let error = r#"指令类型无效: a command is {"type":"mcp","payload":{"method":..}}; alert, system, custom and notify are messages (POST /api/messages/{clientId}), and taken here too"#;
-            return dto::command_error(500, error);
+            return Err(dto::command_error(500, error));
         };
-        if let Err(bad) = members.string("session_id", "a string") {
-            return dto::command_error(400, &bad.to_string());
-        }
-        match delivered(self.deliver_message(device, body)) {
-            Some((_, delivery)) => {
-                let data = json!({ "delivery": delivery });
-                Response::json(200, json!({ "success": true, "data": data }).to_string())
-            }
-            None => dto::command_response(&Err(CommandError::NotConnected), request_id),
-        }
+        let bad = |bad: BadParameter| dto::command_error(400, &bad.to_string());
+        members.string("session_id", "a string").map_err(bad)?;
+        let not_connected = || dto::command_response(&Err(CommandError::NotConnected), request_id);
+        let (_, delivery) = delivered(self.deliver_message(device, body)).ok_or_else(not_connected)?;
+        let data = json!({ "delivery": delivery });
+        Ok(Response::json(200, json!({ "success": true, "data": data }).to_string()))
     }
 
-    fn handle_devices_status(&self, body: &str) -> Answer {
-        let names = match dto::parse_status_ids(body) {
-            Ok(names) => names,
-            Err(error) => return Answer::Response(Response::json(400, dto::error_body(&error))),
-        };
+    fn handle_devices_status(&self, body: &str) -> Result<Answer, Response> {
+        let names = dto::parse_status_ids(body).map_err(|error| bad_body(&error))?;
         let status = |name: &str| {
             let session = self.find_device(name).and_then(|id| self.sessions.get(id));
             match session.map(|session| session.core.has_call()) {
@@ -219,58 +218,50 @@ impl Gateway {
                 None => DeviceStatus { is_alive: Some(false), exists: false, in_call: false },
             }
         };
-        Answer::DevicesStatus(names.into_iter().map(|name| (name.clone(), status(&name))).collect())
+        let all = names.into_iter().map(|name| (name.clone(), status(&name))).collect();
+        Ok(Answer::DevicesStatus(all))
     }
 
-    fn handle_call_request(&mut self, request: &AdminRequest) -> Option<Response> {
-        match dto::CallRequest::parse(&request.body) {
-            Ok(call) if !self.has_device_of(request) => return Some(refuse_absent_caller(&call)),
-            Ok(call) => self.request_device_call(request, &call),
-            Err(error) => return Some(Response::json(400, dto::error_body(&error))),
+    fn handle_call_request(&mut self, request: &AdminRequest) -> Result<(), Response> {
+        let call = dto::CallRequest::parse(&request.body).map_err(|error| bad_body(&error))?;
+        if !self.has_device_of(request) {
+            let outcome = DeviceCallTable::absent_caller(call.caller, call.target);
+            return Err(Response::json(200, dto::call_request_body(outcome, None)));
         }
-        None
+        self.request_device_call(request, &call);
+        Ok(())
     }
 
-    fn handle_call_accept(&mut self, request_id: u64, body: &str) -> Option<Response> {
-        match dto::parse_call_mac(body) {
-            Ok(mac) if self.sessions.by_mac(mac).next().is_none() => {
-                return Some(Response::json(200, dto::call_accept_body(AcceptOutcome::NoIncomingCall, None)));
-            }
-            Ok(mac) => self.accept_device_call(request_id, mac),
-            Err(error) => return Some(Response::json(400, dto::error_body(&error))),
+    fn handle_call_accept(&mut self, request_id: u64, body: &str) -> Result<(), Response> {
+        let mac = dto::parse_call_mac(body).map_err(|error| bad_body(&error))?;
+        if self.sessions.by_mac(mac).next().is_none() {
+            return Err(Response::json(200, dto::call_accept_body(AcceptOutcome::NoIncomingCall, None)));
         }
-        None
+        self.accept_device_call(request_id, mac);
+        Ok(())
     }
 
-    fn handle_call_hang_up(&mut self, body: &str) -> Response {
-        let mac = match dto::parse_call_mac(body) {
-            Ok(mac) => mac,
-            Err(error) => return Response::error(400, "bad_mac", &format!("{error}.")),
-        };
+    fn handle_call_hang_up(&mut self, body: &str) -> Result<Response, Response> {
+        let bad_mac = |error| Response::error(400, "bad_mac", &format!("{error}."));
+        let mac = dto::parse_call_mac(body).map_err(bad_mac)?;
         match self.hang_up_device_call(mac) {
-            true => Response::json(200, r#"{"status":"ended"}"#),
-            false => Response::error(409, "no_call", "The device neither talks to another one nor rings."),
+            true => Ok(Response::json(200, r#"{"status":"ended"}"#)),
+            false => {
+                Err(Response::error(409, "no_call", "The device neither talks to another one nor rings."))
+            }
         }
     }
 
     // ----- devices ------------------------------------------------------------------------------------------------
 
-    fn handle_message(&mut self, client_id: &str, body: &str) -> Response {
-        let Ok(members) = Members::of_body(body) else {
-            return bad_json();
-        };
-        if let Err(bad) = check_message_type(&members, body) {
-            return bad_type(&bad);
-        }
-        if let Err(bad) = members.string("session_id", "a string") {
-            return bad_parameter(&bad);
-        }
-        let Some(device) = self.find_device(client_id) else { return not_connected() };
-        let Some((status, delivery)) = delivered(self.deliver_message(device, body)) else {
-            return not_connected();
-        };
+    fn handle_message(&mut self, client_id: &str, body: &str) -> Result<Response, Response> {
+        let members = Members::of_body(body).map_err(|_| bad_json())?;
+        check_message_type(&members, body).map_err(bad_type)?;
+        members.string("session_id", "a string").map_err(bad_parameter)?;
+        let device = self.find_device(client_id).ok_or_else(not_connected)?;
+        let (status, delivery) = delivered(self.deliver_message(device, body)).ok_or_else(not_connected)?;
         let client_id = self.client_id_of(device);
-        Response::json(status, json!({ "clientId": client_id, "delivery": delivery }).to_string())
+        Ok(Response::json(status, json!({ "clientId": client_id, "delivery": delivery }).to_string()))
     }
 
     /// Sends a device a message.
@@ -280,11 +271,8 @@ impl Gateway {
         delivery
     }
 
-    fn handle_list_sessions(&self, query: &str) -> Answer {
-        let (after, limit) = match parse_page_query(query) {
-            Ok(page) => page,
-            Err(bad) => return Answer::Response(bad_parameter(&bad)),
-        };
+    fn handle_list_sessions(&self, query: &str) -> Result<Answer, Response> {
+        let (after, limit) = parse_page_query(query).map_err(bad_parameter)?;
         let own_cursor = first_cursor(self.workers.index());
         // A cursor of an earlier worker selects all sessions of this one, a cursor of a later worker none.
         let first_slot = match after.checked_sub(own_cursor) {
@@ -314,60 +302,50 @@ impl Gateway {
             }
             page.sessions.extend(to_raw_value(&view));
         }
-        Answer::Sessions { page, limit }
+        Ok(Answer::Sessions { page, limit })
     }
 
-    fn handle_show_session(&self, client_id: &str) -> Response {
+    fn handle_show_session(&self, client_id: &str) -> Result<Response, Response> {
         let session = self.find_device(client_id).and_then(|id| self.sessions.get(id));
-        session
-            .and_then(|session| {
-                let config = &self.io.config;
-                let current_key = config.mqtt.key_fingerprint();
-                dto::session_dto(&session.core, self.workers.index(), config, current_key, self.io.now)
-            })
-            .map_or_else(not_connected, |view| json_response(&view))
+        let Session { core, .. } = session.ok_or_else(not_connected)?;
+        let (worker, config) = (self.workers.index(), &self.io.config);
+        let view = dto::session_dto(core, worker, config, config.mqtt.key_fingerprint(), self.io.now);
+        Ok(json_response(&view.ok_or_else(not_connected)?))
     }
 
-    fn handle_list_calls(&self, query: &str) -> Response {
-        let query = match CallQuery::parse(query, self.history.wall_clock()) {
-            Ok(query) => query,
-            Err(bad) => return bad_parameter(&bad),
-        };
-        let calls = self.history.calls();
-        if calls.is_off() {
-            return history_off();
-        }
-        let page = calls.page(&query);
-        drop(calls);
-        json_response(&page.to_json())
+    fn handle_list_calls(&self, query: &str) -> Result<Response, Response> {
+        let query = CallQuery::parse(query, self.history.wall_clock()).map_err(bad_parameter)?;
+        let page = self.kept_calls()?.page(&query);
+        Ok(json_response(&page.to_json()))
     }
 
-    fn handle_show_call(&self, id: &str) -> Response {
-        let calls = self.history.calls();
-        if calls.is_off() {
-            return history_off();
-        }
+    fn handle_show_call(&self, id: &str) -> Result<Response, Response> {
+        let calls = self.kept_calls()?;
         let call = id.parse().ok().and_then(|id| calls.get(id));
         drop(calls);
-        call.map_or_else(
-            || Response::error(404, "no_such_call", "No call that has ended with this id is kept."),
-            |call| json_response(&*call),
-        )
+        let no_such_call =
+            || Response::error(404, "no_such_call", "No call that has ended with this id is kept.");
+        Ok(json_response(&*call.ok_or_else(no_such_call)?))
     }
 
-    fn handle_end_session(&mut self, client_id: &str, query: &str) -> Response {
-        let disconnect = match query_flag(query, "disconnect") {
-            Ok(disconnect) => disconnect,
-            Err(bad) => return bad_parameter(&bad),
-        };
-        let Some(device) = self.find_device(client_id) else { return not_connected() };
+    fn kept_calls(&self) -> Result<MutexGuard<'_, CallHistory>, Response> {
+        let calls = self.history.calls();
+        match calls.is_off() {
+            false => Ok(calls),
+            true => {
+                let why = "Calls that have ended are not kept: history.calls is 0.";
+                Err(Response::error(409, "history_off", why))
+            }
+        }
+    }
+
+    fn handle_end_session(&mut self, client_id: &str, query: &str) -> Result<Response, Response> {
+        let disconnect = query_flag(query, "disconnect").map_err(bad_parameter)?;
+        let device = self.find_device(client_id).ok_or_else(not_connected)?;
         let hung_up = self.sessions.get(device).is_some_and(|session| session.core.has_call());
         if !hung_up && !disconnect {
-            return Response::error(
-                409,
-                "no_call",
-                "The device is in no call; ?disconnect=true ends its connection.",
-            );
+            let why = "The device is in no call; ?disconnect=true ends its connection.";
+            return Err(Response::error(409, "no_call", why));
         }
         let client_id = self.client_id_of(device).to_owned();
         let what = if disconnect { "disconnected" } else { "hung up" };
@@ -379,18 +357,13 @@ impl Gateway {
             }
         });
         let done = json!({ "clientId": client_id, "hungUp": hung_up, "disconnected": disconnect });
-        Response::json(200, done.to_string())
+        Ok(Response::json(200, done.to_string()))
     }
 
     /// The devices are only counted here: each gets its goodbye and is disconnected as soon as audio leaves time for it.
-    fn handle_disconnect(&mut self, body: &str) -> Answer {
-        let Ok(members) = Members::of_body(body) else {
-            return Answer::Response(bad_json());
-        };
-        let request = match DisconnectRequest::parse(&members) {
-            Ok(request) => request,
-            Err(bad) => return Answer::Response(bad_parameter(&bad)),
-        };
+    fn handle_disconnect(&mut self, body: &str) -> Result<Answer, Response> {
+        let members = Members::of_body(body).map_err(|_| bad_json())?;
+        let request = DisconnectRequest::parse(&members).map_err(bad_parameter)?;
         let only_previous_key = request == DisconnectRequest::PreviousKey;
         let (mut chosen, mut not_connected) = (HashSet::new(), BTreeSet::new());
         match request {
@@ -418,53 +391,45 @@ impl Gateway {
         }
         let count = chosen.len();
         chosen.into_iter().for_each(|id| self.io.run_queue.push(Task::Disconnect(id)));
-        Answer::Disconnected { count, not_connected }
+        Ok(Answer::Disconnected { count, not_connected })
     }
 
     // ----- the gateway --------------------------------------------------------------------------------------------
 
-    fn handle_drain(&mut self, query: &str) -> Response {
+    fn handle_drain(&mut self, query: &str) -> Result<Response, Response> {
         // Nothing is given for 0, which is not allowed.
-        match query_number(query, "within", 0, (1, MAX_DRAIN_SECONDS)) {
-            Ok(0) => self.drain(None),
-            Ok(seconds) => self.drain(Some(Duration::from_secs(seconds))),
-            Err(bad) => return bad_parameter(&bad),
-        }
-        json_response(&self.drain_status())
+        let within = query_number(query, "within", 0, (1, MAX_DRAIN_SECONDS)).map_err(bad_parameter)?;
+        self.drain((within > 0).then(|| Duration::from_secs(within)));
+        Ok(json_response(&self.drain_status()))
     }
 
-    fn handle_reload(&mut self, query: &str) -> Response {
-        let outcome = match query_flag(query, "preview") {
-            Ok(true) => self.preview_reload(),
-            Ok(false) => self.reload_file(),
-            Err(bad) => return bad_parameter(&bad),
+    fn handle_reload(&mut self, query: &str) -> Result<Response, Response> {
+        let outcome = match query_flag(query, "preview").map_err(bad_parameter)? {
+            true => self.preview_reload(),
+            false => self.reload_file(),
         };
-        match outcome {
-            Ok(changes) => Response::json(200, dto::reload_body(&changes)),
-            Err(ReloadError::NoSource) => Response::error(
-                409,
-                "no_source",
-                "This gateway was started without a configuration to read again.",
-            ),
-            Err(ReloadError::Refused(error)) => {
+        let changes = outcome.map_err(|error| match error {
+            ReloadError::NoSource => {
+                let why = "This gateway was started without a configuration to read again.";
+                Response::error(409, "no_source", why)
+            }
+            ReloadError::Refused(error) => {
                 Response::error(422, "bad_config", &format!("Nothing has changed: {error}."))
             }
-        }
+        })?;
+        Ok(Response::json(200, dto::reload_body(&changes)))
     }
 }
 
 /// The last lines of this process's log, which hold no secret.
-fn handle_log(query: &str) -> Response {
+fn handle_log(query: &str) -> Result<Response, Response> {
     let level = query_value(query, "level").and_then(|value| {
         let text = value.as_deref().unwrap_or("trace");
         let allowed = "error, warn, info, debug or trace";
         text.parse().map_err(|_| BadParameter::new("level", &format!("{text:?}"), allowed))
     });
-    let (after, level) =
-        match query_number(query, "after", 0, (0, MAX_CURSOR)).and_then(|after| Ok((after, level?))) {
-            Ok(wanted) => wanted,
-            Err(bad) => return bad_parameter(&bad),
-        };
+    let after = query_number(query, "after", 0, (0, MAX_CURSOR)).map_err(bad_parameter)?;
+    let level = level.map_err(bad_parameter)?;
     let (last, lines) = logger::recent_lines(after, level);
     let lines: Vec<_> = lines
         .iter()
@@ -473,7 +438,7 @@ fn handle_log(query: &str) -> Response {
             json!({ "id": line.id, "level": level, "line": String::from_utf8_lossy(&line.line).trim_end() })
         })
         .collect();
-    json_response(&json!({ "last": last, "lines": lines }))
+    Ok(json_response(&json!({ "last": last, "lines": lines })))
 }
 
 /// Checks that an operator may send a message of this type. The device reads the first member named `type` in any case, so that
@@ -501,7 +466,7 @@ pub(super) fn delivered(delivery: Delivery) -> Option<(u16, &'static str)> {
     }
 }
 
-pub(super) fn bad_type(bad: &BadParameter) -> Response {
+pub(super) fn bad_type(bad: BadParameter) -> Response {
     Response::error(400, "bad_type", &format!("{bad}."))
 }
 
@@ -509,17 +474,13 @@ pub(super) fn bad_json() -> Response {
     Response::error(400, "bad_json", "The body is no JSON object.")
 }
 
-pub(super) fn bad_parameter(bad: &BadParameter) -> Response {
+pub(super) fn bad_parameter(bad: BadParameter) -> Response {
     Response::error(400, "bad_parameter", &format!("{bad}."))
 }
 
-fn refuse_absent_caller(call: &dto::CallRequest) -> Response {
-    let outcome = DeviceCallTable::absent_caller(call.caller, call.target);
-    Response::json(200, dto::call_request_body(outcome, None))
-}
-
-fn history_off() -> Response {
-    Response::error(409, "history_off", "Calls that have ended are not kept: history.calls is 0.")
+/// Of a request that the Node.js gateway had.
+fn bad_body(error: &str) -> Response {
+    Response::json(400, dto::error_body(error))
 }
 
 pub(super) fn not_connected() -> Response {

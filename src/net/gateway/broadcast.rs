@@ -37,15 +37,16 @@ pub(super) struct Broadcast {
 
 impl Gateway {
     /// `POST /api/messages`. `None`: the answer follows when this worker's last device was served.
-    pub(super) fn handle_broadcast(&mut self, request_id: u64, body: &str) -> Option<Answer> {
-        let (recipients, message) = match parse(body) {
-            Ok(request) => request,
-            Err(refusal) => return Some(Answer::Response(refusal)),
-        };
+    pub(super) fn handle_broadcast(
+        &mut self,
+        request_id: u64,
+        body: &str,
+    ) -> Result<Option<Answer>, Response> {
+        let (recipients, message) = parse(body)?;
         let (chosen, mut counts) = self.choose(recipients);
         if self.broadcasts.0.len() >= MAX_BROADCASTS || chosen.is_empty() {
             counts.refused = chosen.len();
-            return Some(Answer::Messages(counts));
+            return Ok(Some(Answer::Messages(counts)));
         }
         info!("{} devices are sent a message by an operator", chosen.len());
         let left = chosen.into();
@@ -53,7 +54,7 @@ impl Gateway {
         if self.broadcasts.0.len() == 1 {
             self.io.timers.arm(self.io.now, TimerKind::Broadcast);
         }
-        None
+        Ok(None)
     }
 
     /// The devices of this worker that get a message.
@@ -113,12 +114,12 @@ impl Gateway {
 /// Who gets which message.
 fn parse(body: &str) -> Result<(Recipients, String), Response> {
     let members = Members::of_body(body).map_err(|_| bad_json())?;
-    let recipients = Recipients::parse(&members).map_err(|bad| bad_parameter(&bad))?;
-    let message = members.object("message", "message.").map_err(|bad| bad_parameter(&bad))?;
+    let recipients = Recipients::parse(&members).map_err(bad_parameter)?;
+    let message = members.object("message", "message.").map_err(bad_parameter)?;
     let (Some(message), Ok(Some(raw))) = (message, members.raw("message")) else {
-        return Err(bad_parameter(&BadParameter::new("message", "nothing", "an object")));
+        return Err(bad_parameter(BadParameter::new("message", "nothing", "an object")));
     };
-    check_message_type(&message, raw).map_err(|bad| bad_type(&bad))?;
-    message.string("session_id", "a string").map_err(|bad| bad_parameter(&bad))?;
+    check_message_type(&message, raw).map_err(bad_type)?;
+    message.string("session_id", "a string").map_err(bad_parameter)?;
     Ok((recipients, raw.to_owned()))
 }

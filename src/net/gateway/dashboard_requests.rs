@@ -18,6 +18,7 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::admin_handlers::{bad_json, bad_parameter};
 use crate::net::gateway::handle::Addresses;
+use crate::net::gateway::notify_requests::no_address;
 use crate::net::media::credentials::local_address;
 use crate::proto::identity::{ClientId, Mac, MacPrefix};
 use crate::session::Core;
@@ -79,25 +80,25 @@ impl Gateway {
 
     /// Denies a device until the gateway restarts, or takes that back. Each worker has its own copy of the list, so that a login
     /// needs no lock.
-    pub(super) fn handle_deny(&mut self, name: &str, deny: bool) -> Answer {
+    pub(super) fn handle_deny(&mut self, name: &str, deny: bool) -> Result<Answer, Response> {
         let client_id = ClientId::parse(name).map(|client_id| client_id.mac());
         let Ok(mac) = client_id.or_else(|_| name.parse()) else {
             let allowed = "a client id, or a MAC address like aa:bb:cc:dd:ee:ff";
             let bad = BadParameter::new("clientId", &text::quoted(name), allowed);
-            return Answer::Response(Response::error(404, "bad_client_id", &format!("{bad}.")));
+            return Err(Response::error(404, "bad_client_id", &format!("{bad}.")));
         };
         let mqtt = &self.io.config.mqtt;
         let is_listed = mqtt.denied_by_operator.contains(&mac);
         if !deny && mqtt.denied_macs.contains(mac) {
             let why = "mqtt.denied_macs has this MAC: change the configuration.";
-            return Answer::Response(Response::error(409, "denied_by_config", why));
+            return Err(Response::error(409, "denied_by_config", why));
         }
         if !deny && !is_listed {
-            return Answer::Response(Response::error(404, "not_denied", "No operator has denied this MAC."));
+            return Err(Response::error(404, "not_denied", "No operator has denied this MAC."));
         }
         if deny && !is_listed && mqtt.denied_by_operator.len() >= MAX_DENIED {
             let why = format!("{MAX_DENIED} MACs are denied: put them into mqtt.denied_macs.");
-            return Answer::Response(Response::error(409, "too_many_denied", &why));
+            return Err(Response::error(409, "too_many_denied", &why));
         }
         let config = Arc::make_mut(&mut self.io.config);
         match deny {
@@ -114,7 +115,7 @@ impl Gateway {
         if deny {
             present.into_iter().for_each(|id| self.drive(id, Core::on_reload));
         }
-        Answer::Denied { mac, denied: deny, disconnected }
+        Ok(Answer::Denied { mac, denied: deny, disconnected })
     }
 
     /// Where others reach MQTT, audio and the API of this gateway: `local_ip` stands for a listener on all addresses. The last is empty
@@ -136,17 +137,12 @@ impl Gateway {
     }
 
     /// Tells an operator what a new device needs.
-    pub(super) fn handle_credentials(&self, body: &str) -> Response {
-        let Ok(members) = Members::of_body(body) else { return bad_json() };
-        let mac = match parse_mac(&members) {
-            Ok(mac) => mac,
-            Err(bad) => return bad_parameter(&bad),
-        };
+    pub(super) fn handle_credentials(&self, body: &str) -> Result<Response, Response> {
+        let members = Members::of_body(body).map_err(|_| bad_json())?;
+        let mac = parse_mac(&members).map_err(bad_parameter)?;
         // The operator's own connection to the API says nothing about the network of the device.
-        let Some(mqtt) = self.mqtt_section(mac, None, IpAddr::V6(Ipv6Addr::UNSPECIFIED)) else {
-            let why = "There is no IPv4 address to tell the device: set ota.endpoint.";
-            return Response::error(500, "no_address", why);
-        };
+        let unspecified = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let mqtt = self.mqtt_section(mac, None, unspecified).ok_or_else(no_address)?;
         let host = mqtt.endpoint.split(':').next().unwrap_or_default();
         let ota_url = self.addresses.ota.map(|ota| format!("http://{host}:{}{OTA_PATH}", ota.port()));
         let obstacle = match (&ota_url, self.io.config.ota.mac_denial(mac)) {
@@ -158,6 +154,6 @@ impl Gateway {
         if mqtt.is_some() {
             info!("an operator is told the credentials of {mac}");
         }
-        json_response(&DeviceSetup::new(mac, mqtt, ota_url, obstacle))
+        Ok(json_response(&DeviceSetup::new(mac, mqtt, ota_url, obstacle)))
     }
 }

@@ -79,7 +79,7 @@ impl Gateway {
                 NotifyRequest::parse(&members.map_err(|_| no_sound().response(ErrorStyle::Coded))?)
             }
         };
-        let wanted = wanted.map_err(|bad| bad_parameter(&bad))?;
+        let wanted = wanted.map_err(bad_parameter)?;
         let device = self.find_device(&request.client_id).ok_or_else(not_connected)?;
         let session = self.sessions.get(device).ok_or_else(not_connected)?;
         let in_call = session.core.has_call();
@@ -157,6 +157,6 @@ pub(super) fn no_sound() -> ApiError {
     ApiError::new(400, "bad_json", why)
 }
 
-fn no_address() -> Response {
+pub(super) fn no_address() -> Response {
     Response::error(500, "no_address", "There is no IPv4 address to tell the device: set ota.endpoint.")
 }
