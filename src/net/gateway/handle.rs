@@ -14,19 +14,13 @@ use log::error;
 use mio::Waker;
 
 use crate::admin::event::Event;
-#[cfg(feature = "cluster")]
-use crate::cluster::{ConnectionMessage, GatewayId};
 use crate::config::{Config, Source};
 use crate::net::admin::request::{AdminRequest, AdminResponse};
 use crate::net::error::BindError;
 use crate::net::gateway::Gateway;
-#[cfg(feature = "cluster")]
-use crate::net::gateway::cluster::DeviceChange;
 use crate::net::gateway::relay::Way;
 use crate::net::gateway::upgrades::UpgradeStep;
 use crate::net::gateway::workers::HandOff;
-#[cfg(feature = "cluster")]
-use crate::proto::identity::Mac;
 use crate::session::RelayBatch;
 
 /// What other threads send to the loop.
@@ -45,48 +39,9 @@ pub(crate) enum Command {
         way: Way,
         batch: Box<RelayBatch>,
     },
-    /// From the leader: calls with devices of this gateway, or of all others, end.
+    /// From another worker: what this one is to do for the cluster.
     #[cfg(feature = "cluster")]
-    EndCallsWithGateways(Option<u64>),
-    /// From another worker: what happens to a device, for Redis.
-    #[cfg(feature = "cluster")]
-    DeviceChange(DeviceChange),
-    /// From the leader: a device of this worker has connected to another gateway, later than this connection.
-    #[cfg(feature = "cluster")]
-    ConnectedElsewhere {
-        mac: Mac,
-        connection: u32,
-        by: GatewayId,
-        later: u32,
-    },
-    /// From the leader: Redis has the record of this connection of a device; this gateway was asked to close an older one.
-    #[cfg(feature = "cluster")]
-    DeviceRegistered {
-        mac: Mac,
-        connection: u32,
-        asked: Option<GatewayId>,
-    },
-    /// From the leader: the bucket of hellos of this device is full in this time.
-    #[cfg(feature = "cluster")]
-    HellosElsewhere {
-        mac: Mac,
-        full_in: Duration,
-    },
-    /// To the leader: a message for another gateway.
-    #[cfg(feature = "cluster")]
-    SendConnectionMessage {
-        to: GatewayId,
-        message: Box<ConnectionMessage>,
-    },
-    /// From the leader: a message of another gateway about a device of this worker.
-    #[cfg(feature = "cluster")]
-    ConnectionMessage {
-        from: GatewayId,
-        message: Box<ConnectionMessage>,
-    },
-    /// From the leader: this gateway has ended, or is not heard of.
-    #[cfg(feature = "cluster")]
-    OtherGatewayGone(GatewayId),
+    Run(Box<dyn FnOnce(&mut Gateway) + Send>),
     /// From another worker: there may be a slot for a dial that waits.
     StartDials,
     /// From the leader: a request of the management API.

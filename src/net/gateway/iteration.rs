@@ -228,27 +228,9 @@ impl Gateway {
                 }
                 Command::HandOff(hand_off) => self.accept_hand_off(*hand_off),
                 #[cfg(feature = "cluster")]
-                Command::DeviceChange(change) => self.on_device_change(change),
-                #[cfg(feature = "cluster")]
-                Command::ConnectedElsewhere { mac, connection, by, later } => {
-                    self.on_connected_elsewhere(mac, connection, by, later);
-                }
-                #[cfg(feature = "cluster")]
-                Command::DeviceRegistered { mac, connection, asked } => {
-                    self.on_device_registered(mac, connection, asked);
-                }
-                #[cfg(feature = "cluster")]
-                Command::HellosElsewhere { mac, full_in } => self.hellos.delay(mac, full_in, self.io.now),
-                #[cfg(feature = "cluster")]
-                Command::SendConnectionMessage { to, message } => self.send_connection_message(to, *message),
-                #[cfg(feature = "cluster")]
-                Command::ConnectionMessage { from, message } => self.on_connection_message(from, *message),
-                #[cfg(feature = "cluster")]
-                Command::OtherGatewayGone(gateway) => self.on_other_gateway_gone(gateway),
+                Command::Run(action) => action(self),
                 Command::StartDials => self.io.run_queue.push(Task::StartDials),
                 Command::Relay { from, way, batch } => self.on_relay(from, way, *batch),
-                #[cfg(feature = "cluster")]
-                Command::EndCallsWithGateways(which) => self.end_calls_with_gateways(which),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
                 Command::AdminResponse(response) => self.on_admin_response(*response),
                 Command::ServersUnwell(unwell, changes) => {

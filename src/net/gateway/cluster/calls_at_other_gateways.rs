@@ -16,7 +16,6 @@ use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::handle::Command;
 use crate::proto::identity::Mac;
 use crate::proto::message;
 use crate::proto::mqtt::{self, Packet};
@@ -140,29 +139,15 @@ impl Gateway {
     /// Sends a message to another gateway. If that fails, it is as if that gateway had lost its part.
     pub(crate) fn send_connection_message(&mut self, to: GatewayId, message: ConnectionMessage) {
         if !self.workers.is_leader() {
-            let message = Box::new(message);
-            return self.workers.send(0, Command::SendConnectionMessage { to, message });
+            return self.at_leader(move |leader| leader.send_connection_message(to, message));
         }
         let (kind, id, payload) = message.encode();
         if self.cluster.client.send(to, kind, id, &payload, &self.io).is_err()
             && matches!(message.body, ConnectionBody::Packets { .. } | ConnectionBody::Attach { .. })
         {
             let (mac, connection) = (message.mac, message.connection);
-            self.route_connection_message(
-                to,
-                ConnectionMessage { mac, connection, body: ConnectionBody::Lost },
-            );
-        }
-    }
-
-    /// The leader has received a message about a device.
-    pub(crate) fn route_connection_message(&mut self, from: GatewayId, message: ConnectionMessage) {
-        match self.workers.other_worker_of(message.mac) {
-            Some(worker) => {
-                let message = Box::new(message);
-                self.workers.send(worker, Command::ConnectionMessage { from, message });
-            }
-            None => self.on_connection_message(from, message),
+            let lost = ConnectionMessage { mac, connection, body: ConnectionBody::Lost };
+            self.at_worker_of(mac, move |worker| worker.on_connection_message(to, lost));
         }
     }
 

@@ -11,7 +11,6 @@ use crate::cluster::{ClusterState, GatewayId, Kind};
 use crate::net::event_loop::io::Io;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::cluster::ClusterPart;
-use crate::net::gateway::handle::Command;
 use crate::net::gateway::relay::Way;
 use crate::proto::identity::Mac;
 use crate::session::{DropReason, Place, RelayBody, RelayId, RelayMessage, decode_audio, encode_audio};
@@ -111,8 +110,7 @@ impl Gateway {
     /// This gateway, or any, cannot be reached: the calls with its devices end.
     pub(crate) fn on_gateways_lost(&mut self, which: Option<GatewayId>) {
         let which = which.map(|GatewayId(number)| number);
-        self.workers.broadcast(|| Command::EndCallsWithGateways(which));
-        self.end_calls_with_gateways(which);
+        self.at_all_workers(move |gateway| gateway.end_calls_with_gateways(which));
     }
 
     // ----- from other gateways ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ mod requests_to_all;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use getrandom::Error as RandomError;
 use log::{info, warn};
@@ -18,7 +18,8 @@ use sha2::{Digest, Sha256};
 
 use crate::admin::gateways::{ClusterDto, GatewayDto};
 use crate::cluster::{
-    ClusterState, Connection, ConnectionMessage, GatewayId, Kind, Location, Outcome, OwnInfo, WaitingCall,
+    Cluster, ClusterState, Connection, ConnectionMessage, GatewayId, Kind, Location, Outcome, OwnInfo,
+    WaitingCall,
 };
 use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
@@ -86,22 +87,6 @@ impl Default for ClusterPart {
 pub(crate) enum LocateFor {
     /// For the request with this id.
     Request(u64),
-}
-
-/// What happens to a device, for the worker with the connections to Redis.
-pub(crate) enum DeviceChange {
-    /// It has connected. `client` is a hash of the client id, `since` in seconds since 1970.
-    Connected { mac: Mac, connection: u32, client: u64, since: u64 },
-    /// This connection has ended.
-    Disconnected { mac: Mac, connection: u32 },
-    /// This connection has ended. The call is at another gateway, which waits for a connection with this number.
-    LeftCall { mac: Mac, connection: u32, call_at: GatewayId, number: u32 },
-    /// A call here waits for a connection.
-    CallWaits(WaitingCall),
-    /// It leaves, and its bucket of hellos is full in this time.
-    Hellos { mac: Mac, full_in: Duration },
-    /// A later connection has ended, of another client id; this one is still there.
-    Remains { mac: Mac, connection: u32, client: u64, since: u64 },
 }
 
 impl Gateway {
@@ -244,8 +229,7 @@ impl Gateway {
                 }
             }
             Outcome::PeerGone { id, name, why } => {
-                self.on_other_gateway_gone(id);
-                self.workers.broadcast(|| Command::OtherGatewayGone(id));
+                self.at_all_workers(move |worker| worker.on_other_gateway_gone(id));
                 self.on_asked_gateway_gone(id);
                 self.on_gateways_lost(Some(id));
                 if let (Some(name), Some(more)) = (name, self.cluster.peer_log.allows((), self.io.now)) {
@@ -253,28 +237,23 @@ impl Gateway {
                 }
             }
             Outcome::ConnectedElsewhere { mac, connection, by, later } => {
-                match self.workers.other_worker_of(mac) {
-                    Some(worker) => {
-                        let command = Command::ConnectedElsewhere { mac, connection, by, later };
-                        self.workers.send(worker, command);
-                    }
-                    None => self.on_connected_elsewhere(mac, connection, by, later),
-                }
+                self.at_worker_of(mac, move |worker| {
+                    worker.on_connected_elsewhere(mac, connection, by, later);
+                })
             }
-            Outcome::Registered { mac, connection, asked } => {
-                self.tell_registered(mac, connection, asked);
-            }
-            Outcome::Hellos { mac, full_in } => match self.workers.other_worker_of(mac) {
-                Some(worker) => self.workers.send(worker, Command::HellosElsewhere { mac, full_in }),
-                None => self.hellos.delay(mac, full_in, self.io.now),
-            },
+            Outcome::Registered { mac, connection, asked } => self.at_worker_of(mac, move |worker| {
+                worker.on_device_registered(mac, connection, asked);
+            }),
+            Outcome::Hellos { mac, full_in } => self.at_worker_of(mac, move |worker| {
+                worker.hellos.delay(mac, full_in, worker.io.now);
+            }),
             Outcome::ForeignMessage => warn!(
                 "cluster: a message of another gateway is ignored, which is not signed with mqtt.signature_key: \
                  all gateways need the same key"
             ),
             Outcome::Received { from, kind, id, payload } if ConnectionMessage::is_kind(kind) => {
                 if let Some(message) = ConnectionMessage::decode(kind, id, &payload) {
-                    self.route_connection_message(from, message);
+                    self.at_worker_of(message.mac, move |worker| worker.on_connection_message(from, message));
                 }
             }
             Outcome::Located { token, location } => {
@@ -350,7 +329,15 @@ impl Gateway {
         let Some(client_id) = session.core.client_id() else { return };
         let (mac, client, since) = (client_id.mac(), client_hash(client_id), unix_seconds());
         self.hold_device(id);
-        self.tell_cluster(DeviceChange::Connected { mac, connection, client, since });
+        self.at_leader(move |leader| {
+            leader.cluster.client.tell(&leader.io, |cluster, now| {
+                cluster.device_connected(mac, connection, client, since, now);
+            });
+            if leader.cluster.client.state() != ClusterState::Connected {
+                // Nobody else will answer.
+                leader.at_worker_of(mac, move |worker| worker.on_device_registered(mac, connection, None));
+            }
+        });
     }
 
     fn next_connection_number(&mut self) -> u32 {
@@ -366,7 +353,8 @@ impl Gateway {
         session.connection_number = connection;
         let Some(client_id) = session.core.client_id() else { return };
         let (mac, client, since) = (client_id.mac(), client_hash(client_id), unix_seconds());
-        self.tell_cluster(DeviceChange::CallWaits(WaitingCall { mac, connection, client, since, gone }));
+        let call = WaitingCall { mac, connection, client, since, gone };
+        self.tell_redis(move |cluster, now| cluster.call_waits(call, now));
     }
 
     /// Redis has another gateway's record of the device.
@@ -374,16 +362,7 @@ impl Gateway {
         let Some(session) = self.sessions.live(id) else { return };
         let connection = std::mem::take(&mut session.connection_number);
         if connection != 0 {
-            self.tell_cluster(DeviceChange::Disconnected { mac, connection });
-        }
-    }
-
-    fn tell_registered(&mut self, mac: Mac, connection: u32, asked: Option<GatewayId>) {
-        match self.workers.other_worker_of(mac) {
-            Some(worker) => {
-                self.workers.send(worker, Command::DeviceRegistered { mac, connection, asked });
-            }
-            None => self.on_device_registered(mac, connection, asked),
+            self.tell_redis(move |cluster, now| cluster.device_disconnected(mac, connection, now));
         }
     }
 
@@ -395,13 +374,12 @@ impl Gateway {
         }
         let full_in = self.hellos.full_in(mac, self.io.now);
         if !full_in.is_zero() {
-            self.tell_cluster(DeviceChange::Hellos { mac, full_in });
+            self.tell_redis(move |cluster, now| cluster.keep_hellos(mac, full_in, now));
         }
-        self.tell_cluster(match self.cluster.remote_calls.gateway_of(id) {
-            Some(call_at) => {
-                DeviceChange::LeftCall { mac, connection, call_at, number: connection | WAITING }
-            }
-            None => DeviceChange::Disconnected { mac, connection },
+        let call_at = self.cluster.remote_calls.gateway_of(id);
+        self.tell_redis(move |cluster, now| match call_at {
+            Some(gateway) => cluster.device_left_call(mac, connection, gateway, connection | WAITING, now),
+            None => cluster.device_disconnected(mac, connection, now),
         });
         let others = self.sessions.by_mac(mac).filter_map(|other| self.sessions.get(other));
         let other =
@@ -411,45 +389,37 @@ impl Gateway {
         {
             let (connection, client) = (other.connection_number, client_hash(client_id));
             let since = unix_seconds();
-            self.tell_cluster(DeviceChange::Remains { mac, connection, client, since });
+            self.tell_redis(move |cluster, now| cluster.device_remains(mac, connection, client, since, now));
         }
     }
 
-    fn tell_cluster(&mut self, change: DeviceChange) {
+    /// Tells the core of the cluster something, at the worker that has it.
+    fn tell_redis(&mut self, tell: impl FnOnce(&mut Cluster, Instant) + Send + 'static) {
+        self.at_leader(move |leader| leader.cluster.client.tell(&leader.io, tell));
+    }
+
+    // ----- workers ------------------------------------------------------------------------------------------------
+
+    /// Does this at the worker with the connections to Redis.
+    fn at_leader(&mut self, action: impl FnOnce(&mut Self) + Send + 'static) {
         match self.workers.is_leader() {
-            true => self.on_device_change(change),
-            false => self.workers.send(0, Command::DeviceChange(change)),
+            true => action(self),
+            false => self.workers.send(0, Command::Run(Box::new(action))),
         }
     }
 
-    /// From this worker or another one.
-    pub(crate) fn on_device_change(&mut self, change: DeviceChange) {
-        let awaits_answer = match &change {
-            DeviceChange::Connected { mac, connection, .. } => Some((*mac, *connection)),
-            _ => None,
-        };
-        self.cluster.client.tell(&self.io, |cluster, now| match change {
-            DeviceChange::Connected { mac, connection, client, since } => {
-                cluster.device_connected(mac, connection, client, since, now);
-            }
-            DeviceChange::Disconnected { mac, connection } => {
-                cluster.device_disconnected(mac, connection, now);
-            }
-            DeviceChange::LeftCall { mac, connection, call_at, number } => {
-                cluster.device_left_call(mac, connection, call_at, number, now);
-            }
-            DeviceChange::Hellos { mac, full_in } => cluster.keep_hellos(mac, full_in, now),
-            DeviceChange::CallWaits(call) => cluster.call_waits(call, now),
-            DeviceChange::Remains { mac, connection, client, since } => {
-                cluster.device_remains(mac, connection, client, since, now);
-            }
-        });
-        // Nobody else will answer.
-        if let Some((mac, connection)) = awaits_answer
-            && self.cluster.client.state() != ClusterState::Connected
-        {
-            self.tell_registered(mac, connection, None);
+    /// Does this at the worker of a device.
+    fn at_worker_of(&mut self, mac: Mac, action: impl FnOnce(&mut Self) + Send + 'static) {
+        match self.workers.other_worker_of(mac) {
+            Some(worker) => self.workers.send(worker, Command::Run(Box::new(action))),
+            None => action(self),
         }
+    }
+
+    /// Does this at all workers. Only the leader does.
+    fn at_all_workers(&mut self, action: impl Fn(&mut Self) + Copy + Send + 'static) {
+        self.workers.broadcast(|| Command::Run(Box::new(action)));
+        action(self);
     }
 }
 
