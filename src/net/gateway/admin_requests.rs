@@ -11,7 +11,6 @@ use crate::net::admin::selection::Selection;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::AdminId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::handle::Command;
 use crate::net::gateway::notify_requests::no_sound;
 use crate::proto::ogg_opus::CAPTURE_PATTERN;
 
@@ -97,15 +96,13 @@ impl Gateway {
 
     /// Gives a request to the workers that answer it, this one or others.
     pub(super) fn hand_to_workers(&mut self, request: AdminRequest) {
-        if request.endpoint.scope() == Scope::DeviceWorker
-            && let Some(owner) = request.device_mac().and_then(|mac| self.workers.other_worker_of(mac))
-        {
-            return self.workers.send(owner, Command::AdminRequest(Box::new(request)));
+        match (request.endpoint.scope(), request.device_mac()) {
+            (Scope::AllWorkers, _) => self.at_all_workers(move |worker| worker.run_admin_request(&request)),
+            (Scope::DeviceWorker, Some(mac)) => {
+                self.at_worker_of(mac, move |worker| worker.run_admin_request(&request));
+            }
+            _ => self.run_admin_request(&request),
         }
-        if self.workers_asked(request.endpoint) > 0 {
-            self.workers.broadcast(|| Command::AdminRequest(Box::new(request.clone())));
-        }
-        self.run_admin_request(&request);
     }
 
     /// Adds the body to the request: text, or a sound for a device, which begins as no text in JSON does.
@@ -130,7 +127,7 @@ impl Gateway {
     }
 
     /// Handles a request, which the leader has passed on if this is another worker.
-    pub(super) fn run_admin_request(&mut self, request: &AdminRequest) {
+    fn run_admin_request(&mut self, request: &AdminRequest) {
         if let Some(answer) = self.handle_admin_request(request) {
             self.send_admin_response(request.request_id, answer);
         }
@@ -138,14 +135,11 @@ impl Gateway {
 
     pub(super) fn send_admin_response(&mut self, request_id: u64, answer: Answer) {
         let response = AdminResponse { request_id, worker: self.workers.index(), answer };
-        match self.workers.is_leader() {
-            true => self.on_admin_response(response),
-            false => self.workers.send(0, Command::AdminResponse(Box::new(response))),
-        }
+        self.at_leader(move |leader| leader.on_admin_response(response));
     }
 
     /// A worker has answered.
-    pub(super) fn on_admin_response(&mut self, response: AdminResponse) {
+    fn on_admin_response(&mut self, response: AdminResponse) {
         let request_id = response.request_id;
         if let Some(answer) = self.collect_answer(response) {
             self.on_own_answer(request_id, answer);

@@ -1,11 +1,16 @@
 //! Turns events of the connections to chat servers into calls of the core.
 
+use std::collections::HashSet;
+
+use log::Level;
+
+use crate::admin::event::Event;
+use crate::config::EventKind;
 use crate::net::backend::connection::Incoming;
 use crate::net::backend::connector::DialEvent;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::handle::Command;
 use crate::session::{BackendClosed, BackendFailure, BackendStage, Core};
 
 /// Messages and bytes of text per dispatch, so that a chat server that never stops sending does not delay others.
@@ -22,7 +27,9 @@ impl Gateway {
                 Some((id, event)) => self.on_dial_event(id, event),
                 None => {
                     let waiting = self.connector.slots.to_wake(self.io.config.websocket.max_dials);
-                    return waiting.for_each(|worker| self.workers.send(worker, Command::StartDials));
+                    return waiting.for_each(|worker| {
+                        self.workers.run_at(worker, |worker| worker.io.run_queue.push(Task::StartDials));
+                    });
                 }
             }
         }
@@ -95,6 +102,15 @@ impl Gateway {
             }
         }
         self.drive(id, |core, cx| core.on_backend_closed(closed, cx));
+    }
+
+    /// By their `health_url`s, these chat servers are not well now, and this has changed.
+    pub(super) fn on_servers_unwell(&mut self, unwell: HashSet<String>, changes: &[Event]) {
+        for change in changes {
+            let failed = change.kind == EventKind::ServerFailed;
+            self.publish_event(if failed { Level::Warn } else { Level::Info }, change);
+        }
+        self.at_all_workers(move |worker| worker.servers.set_unwell(unwell));
     }
 
     /// Closes the WebSocket or the device's connection, whichever buffers more, if the session still exceeds its share of the

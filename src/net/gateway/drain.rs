@@ -8,7 +8,6 @@ use crate::admin::dto::DrainStatus;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::handle::Command;
 use crate::net::gateway::lifecycle::Phase;
 use crate::net::sessions::session::Session;
 use crate::session::Core;
@@ -91,7 +90,7 @@ impl Gateway {
             );
             self.io.timers.arm(self.io.now + REPORT_INTERVAL, TimerKind::Drain);
         }
-        self.workers.broadcast(|| Command::Drain(None));
+        self.workers.broadcast(|worker| worker.drain(None));
         self.drain_sessions(|_| true);
         self.notify_status();
     }

@@ -13,7 +13,6 @@ use crate::config::LogTime;
 use crate::logger::log_about;
 use crate::net::event_loop::token::{AdminId, SessionId};
 use crate::net::gateway::Gateway;
-use crate::net::gateway::handle::Command;
 use crate::net::log_subject::LogSubject;
 use crate::net::mqtt::watched_certificate::WatchedCertificate;
 
@@ -43,7 +42,7 @@ impl Gateway {
         };
         // The leader looks at the end of its iteration.
         if self.events.push(event, &time, about) && !self.workers.is_leader() {
-            self.workers.send(0, Command::Events);
+            self.workers.run_at(0, |_| {});
         }
     }
 

@@ -1,6 +1,5 @@
 //! Controls a running gateway from other threads.
 
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,57 +12,18 @@ use std::{io, thread};
 use log::error;
 use mio::Waker;
 
-use crate::admin::event::Event;
 use crate::config::{Config, Source};
-use crate::net::admin::request::{AdminRequest, AdminResponse};
 use crate::net::error::BindError;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::relay::Way;
-use crate::net::gateway::upgrades::UpgradeStep;
-use crate::net::gateway::workers::HandOff;
 use crate::session::RelayBatch;
 
 /// What other threads send to the loop.
 pub(crate) enum Command {
-    Stop(Duration),
-    Upgrade(UpgradeStep),
-    /// With the time after which it ends although calls go on.
-    Drain(Option<Duration>),
-    Reload(Box<Config>),
-    ReloadFile,
-    /// From another worker: a connection of a device that belongs to this one.
-    HandOff(Box<HandOff>),
-    /// From another worker, by its number: what it has for calls between devices.
-    Relay {
-        from: usize,
-        way: Way,
-        batch: Box<RelayBatch>,
-    },
-    /// From another worker: what this one is to do for the cluster.
-    #[cfg(feature = "cluster")]
+    /// What this loop is to do.
     Run(Box<dyn FnOnce(&mut Gateway) + Send>),
-    /// From another worker: there may be a slot for a dial that waits.
-    StartDials,
-    /// From the leader: a request of the management API.
-    AdminRequest(Box<AdminRequest>),
-    /// To the leader: the response to such a request.
-    AdminResponse(Box<AdminResponse>),
-    /// To the leader: there are new events.
-    Events,
-    /// To the leader: another worker has ended.
-    WorkerEnded {
-        failed: bool,
-    },
-    /// To all workers: the URLs of the chat servers that are not well; to the leader also what has changed.
-    ServersUnwell(HashSet<String>, Vec<Event>),
-    /// From the leader: to be answered with its number, which shows that the loop runs.
-    Ping(usize),
-    /// Makes this worker panic.
-    #[cfg(test)]
-    Panic(usize),
-    /// Makes this worker stand still until the sender is dropped.
-    #[cfg(test)]
-    Stall(usize, Receiver<()>),
+    /// From another worker, by its number: what it has for calls between devices.
+    Relay { from: usize, way: Way, batch: Box<RelayBatch> },
 }
 
 /// Controls a running gateway from any thread.
@@ -88,46 +48,47 @@ impl Handle {
     /// Stops the gateway: devices in a call get a goodbye, WebSockets are closed with code 1001, and [`Gateway::run`]
     /// returns when all data is written or `grace` has passed.
     pub fn stop(&self, grace: Duration) {
-        self.send(Command::Stop(grace));
+        self.run(move |gateway| gateway.stop(grace));
     }
 
     /// Drains the gateway: it accepts no new connections, disconnects devices without a call over some seconds, and lets
     /// calls finish. [`Gateway::run`] returns when the last call has ended. A second drain has no effect; [`Handle::stop`]
     /// ends it sooner.
     pub fn drain(&self) {
-        self.send(Command::Drain(None));
+        self.run(|gateway| gateway.drain(None));
     }
 
     /// As [`Handle::drain`], and the calls that go on after this time are ended as by [`Handle::stop`]. Given again, it counts from
     /// then on.
     pub fn drain_within(&self, within: Duration) {
-        self.send(Command::Drain(Some(within)));
+        self.run(move |gateway| gateway.drain(Some(within)));
     }
 
     /// Upgrade in place: starts `program`, which must be this one or another version of it, with the sockets of this gateway. When it
     /// serves, this gateway lets its devices without a call go, and [`Gateway::run`] returns when its last call has ended. When it does
     /// not start, this gateway goes on. The log says how it went. Linux only.
     pub fn upgrade(&self, program: Program) {
-        self.send(Command::Upgrade(UpgradeStep::Start(Box::new(program))));
+        self.run(move |gateway| gateway.upgrade(program));
     }
 
     /// Applies another configuration: all of it, or nothing if it would empty a server list that is in use.
     pub fn reload(&self, config: Config) {
-        self.send(Command::Reload(Box::new(config)));
+        // The outcome is in the log.
+        self.run(move |gateway| _ = gateway.reload(config));
     }
 
     /// Reads the configuration file again, as SIGHUP does.
     pub fn reload_file(&self) {
-        self.send(Command::ReloadFile);
+        self.run(|gateway| _ = gateway.reload_file());
     }
 
-    /// Without effect once the gateway has ended: nobody receives commands.
-    pub(crate) fn send(&self, command: Command) {
-        self.try_send(command);
+    /// Has the loop do this. Without effect once the gateway has ended: nobody receives commands.
+    pub(crate) fn run(&self, action: impl FnOnce(&mut Gateway) + Send + 'static) {
+        self.send(Command::Run(Box::new(action)));
     }
 
     /// False once the gateway has ended.
-    pub(crate) fn try_send(&self, command: Command) -> bool {
+    pub(crate) fn send(&self, command: Command) -> bool {
         let sent = self.commands.send(command).is_ok();
         if sent {
             let _ = self.waker.wake();

@@ -3,11 +3,9 @@
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
-use log::Level;
 use mio::Events;
 use mio::event::Event;
 
-use crate::config::EventKind;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{
@@ -216,48 +214,8 @@ impl Gateway {
         self.cluster.client.collect_resolved(&mut self.io);
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Stop(grace) => self.stop(grace),
-                Command::Upgrade(step) => self.on_upgrade_step(step),
-                Command::Drain(within) => self.drain(within),
-                // The outcome is in the log.
-                Command::Reload(config) => {
-                    let _ = self.reload(*config);
-                }
-                Command::ReloadFile => {
-                    let _ = self.reload_file();
-                }
-                Command::HandOff(hand_off) => self.accept_hand_off(*hand_off),
-                #[cfg(feature = "cluster")]
                 Command::Run(action) => action(self),
-                Command::StartDials => self.io.run_queue.push(Task::StartDials),
                 Command::Relay { from, way, batch } => self.on_relay(from, way, *batch),
-                Command::AdminRequest(request) => self.run_admin_request(&request),
-                Command::AdminResponse(response) => self.on_admin_response(*response),
-                Command::ServersUnwell(unwell, changes) => {
-                    for change in changes {
-                        let failed = change.kind == EventKind::ServerFailed;
-                        let level = if failed { Level::Warn } else { Level::Info };
-                        self.publish_event(level, &change);
-                    }
-                    self.workers.broadcast(|| Command::ServersUnwell(unwell.clone(), Vec::new()));
-                    self.servers.set_unwell(unwell);
-                }
-                // At the end of the iteration.
-                Command::Events => {}
-                Command::Ping(number) => self.workers.on_ping(number),
-                Command::WorkerEnded { failed } => self.worker_ended(failed),
-                #[cfg(test)]
-                Command::Panic(worker) if worker != self.workers.index() => {
-                    self.workers.send(worker, command)
-                }
-                #[cfg(test)]
-                Command::Panic(_) => panic!("injected"),
-                #[cfg(test)]
-                Command::Stall(worker, _) if worker != self.workers.index() => {
-                    self.workers.send(worker, command)
-                }
-                #[cfg(test)]
-                Command::Stall(_, until) => _ = until.recv(),
             }
         }
     }

@@ -15,7 +15,6 @@ use crate::net::file_watch::{self, FileWatch};
 use crate::net::gateway::Gateway;
 use crate::net::gateway::device_calls::DeviceCalls;
 use crate::net::gateway::drain::Drain;
-use crate::net::gateway::handle::Command;
 use crate::net::mqtt::watched_certificate::{CertificateProblems, WatchedCertificate};
 use crate::session::Core;
 
@@ -198,7 +197,8 @@ impl Gateway {
         let problems = self.admin.set_certificate(&new.api, api_certificate);
         self.record_certificate_problems(problems);
         self.watch_files();
-        self.workers.broadcast(|| Command::Reload(Box::new(new.clone())));
+        let same = new.clone();
+        self.workers.broadcast(move |worker| _ = worker.reload(same));
         // The certificates in files of the same name may have changed.
         self.connector.forget_tls_clients();
         self.ota.forget_tls_clients();
@@ -247,7 +247,7 @@ impl Gateway {
     }
 
     pub(super) fn stop(&mut self, grace: Duration) {
-        self.workers.broadcast(|| Command::Stop(grace));
+        self.workers.broadcast(move |worker| worker.stop(grace));
         if !self.lifecycle.begin_stop(grace, &mut self.io) {
             return;
         }

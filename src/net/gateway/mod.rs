@@ -289,7 +289,7 @@ impl Gateway {
         if self.workers.is_leader() {
             let handle = self.handle();
             self.health.poll(&self.io.config, move |unwell, changes| {
-                handle.send(Command::ServersUnwell(unwell, changes));
+                handle.run(move |leader| leader.on_servers_unwell(unwell, &changes));
             });
         }
     }

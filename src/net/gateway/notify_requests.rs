@@ -20,7 +20,6 @@ use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::token::OtaId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::admin_handlers::{bad_parameter, delivered, not_connected};
-use crate::net::gateway::handle::Command;
 use crate::net::media::credentials::local_address;
 use crate::net::metrics::OtaOutcome;
 use crate::net::ota::message::OtaResponse;
@@ -121,10 +120,7 @@ impl Gateway {
             let query = String::new();
             let request =
                 AdminRequest { body, ..AdminRequest::new(NOBODY, Endpoint::Message, client_id, query) };
-            match request.device_mac().and_then(|mac| self.workers.other_worker_of(mac)) {
-                Some(owner) => self.workers.send(owner, Command::AdminRequest(Box::new(request))),
-                None => _ = self.handle_admin_request(&request),
-            }
+            self.hand_to_workers(request);
         }
     }
 

@@ -151,7 +151,7 @@ impl Relay {
         io.metrics.relay_batches += 1;
         io.metrics.relay_packets += batch.audio_packets() as u64;
         let command = Command::Relay { from: self.index, way, batch: Box::new(batch) };
-        let sent = workers.try_send(worker, command);
+        let sent = workers.send(worker, command);
         self.links[worker].lost |= !sent;
         sent
     }

@@ -20,8 +20,6 @@ use mio::unix::SourceFd;
 
 use crate::net::event_loop::token::{self, OWN_CHANNEL, PREDECESSOR, SessionId};
 use crate::net::gateway::Gateway;
-use crate::net::gateway::handle::Command;
-use crate::net::gateway::upgrades::UpgradeStep;
 use crate::net::gateway::workers::HandOff;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::transport::Transport;
@@ -44,7 +42,7 @@ pub(crate) struct CallsElsewhere {
 }
 
 /// A connection of such a device.
-pub(crate) struct ReturningDevice {
+struct ReturningDevice {
     generation: u32,
     tcp: OwnedFd,
     ip: IpAddr,
@@ -55,7 +53,7 @@ pub(crate) struct ReturningDevice {
 
 /// The report of all workers, to the process that has asked. Its end is sent when the last worker has dropped it: it has reported, or it
 /// has ended since it has no calls.
-pub(crate) struct Report(Arc<Channel>);
+struct Report(Arc<Channel>);
 
 impl Drop for Report {
     fn drop(&mut self) {
@@ -184,16 +182,13 @@ impl Gateway {
             return true;
         }
         let bytes = bytes.to_vec();
-        let device = Box::new(ReturningDevice { generation, tcp: tcp.into(), ip, port, bytes });
-        match self.workers.is_leader() {
-            true => self.pass_back(&device),
-            false => self.workers.send(0, Command::Upgrade(UpgradeStep::PassBack(device))),
-        }
+        let device = ReturningDevice { generation, tcp: tcp.into(), ip, port, bytes };
+        self.at_leader(move |leader| leader.pass_back(&device));
         true
     }
 
     /// If it cannot be passed on, the connection is closed, and the device tries again.
-    pub(super) fn pass_back(&mut self, device: &ReturningDevice) {
+    fn pass_back(&mut self, device: &ReturningDevice) {
         let ReturningDevice { generation, tcp, ip, port, bytes } = device;
         let predecessor = self.upgrades.predecessors.iter().find(|(of, _)| of == generation);
         let Some((_, channel)) = predecessor else { return };
@@ -225,8 +220,7 @@ impl Gateway {
             match message {
                 Message::ReportCalls => {
                     let report = Arc::new(Report(channel.clone()));
-                    self.workers.broadcast(|| Command::Upgrade(UpgradeStep::ReportCalls(report.clone())));
-                    self.report_calls(&report);
+                    self.at_all_workers(move |worker| worker.report_calls(&report));
                 }
                 Message::Connection { ip, port, bytes } => {
                     let (Some(tcp), Ok(bytes)) = (descriptors.pop(), BASE64.decode(bytes.as_bytes())) else {
@@ -242,7 +236,7 @@ impl Gateway {
     }
 
     /// Reports the devices that have a call with this worker, now and from now on.
-    pub(super) fn report_calls(&mut self, report: &Report) {
+    fn report_calls(&mut self, report: &Report) {
         let Report(channel) = report;
         let with_call = self.sessions.iter_mut().filter(|session| session.core.has_call());
         let macs = with_call.filter_map(|session| Some(session.core.client_id()?.mac().to_string()));

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use socket2::{SockRef, Socket};
 
 use crate::net::event_loop::inherited::InheritedListener;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::handle::{Command, Handle, Program};
-use crate::net::gateway::returning_devices::{CallsElsewhere, Report, ReturningDevice};
+use crate::net::gateway::handle::{Handle, Program};
+use crate::net::gateway::returning_devices::CallsElsewhere;
 use crate::net::media::steering::{self, GENERATIONS, SharedPort, Steering};
 use crate::net::upgrade::Predecessor;
 use crate::net::upgrade::channel::{Channel, Offer, OfferedListener};
@@ -23,28 +23,6 @@ use crate::net::upgrade::successor::Successor;
 
 /// How long a worker may take for one step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The steps of an upgrade, as the thread that leads it and the operator order them.
-pub(crate) enum UpgradeStep {
-    /// To the leader: start this program in the place of this one.
-    Start(Box<Program>),
-    /// To each worker: return the sockets.
-    Share(Sender<io::Result<WorkerShare>>),
-    /// To each worker: accept no more connections.
-    Pause(Sender<()>),
-    /// To the leader: the other process serves as soon as this one has told the service manager and answered.
-    Done { successor: u32, told: Sender<()> },
-    /// From the leader to the other workers: let the devices without a call go.
-    Retire,
-    /// To the leader: why it failed.
-    Failed(String),
-    /// From the leader to the other workers: accept connections again.
-    Resume,
-    /// To each worker of a process that was replaced: report the devices that have a call.
-    ReportCalls(Arc<Report>),
-    /// To the leader: pass this connection on to the process that has the device's call.
-    PassBack(Box<ReturningDevice>),
-}
 
 /// The sockets of one worker.
 pub(crate) struct WorkerShare {
@@ -175,10 +153,14 @@ impl Plan {
     /// Leads the upgrade, on a thread of its own, which then waits for the end of the other process.
     fn run(mut self) {
         match self.hand_over() {
-            Err(why) => self.leader.send(Command::Upgrade(UpgradeStep::Failed(why))),
+            Err(why) => self.leader.run(move |leader| leader.on_upgrade_failed(&why)),
             Ok(mut successor) => {
                 let (told, all_told) = mpsc::channel();
-                self.leader.send(Command::Upgrade(UpgradeStep::Done { successor: successor.pid(), told }));
+                let pid = successor.pid();
+                self.leader.run(move |leader| {
+                    leader.on_replaced(pid);
+                    let _ = told.send(());
+                });
                 // systemd believes the successor only after this process has named it.
                 let _ = all_told.recv_timeout(STEP_TIMEOUT);
                 successor.release();
@@ -194,13 +176,13 @@ impl Plan {
     }
 
     fn hand_over(&mut self) -> Result<Successor, String> {
-        let shares = self.ask_workers(UpgradeStep::Share)?;
+        let shares = self.ask_workers(Gateway::share_sockets)?;
         let shares = shares.into_iter().collect::<io::Result<Vec<_>>>();
         let shares = shares.map_err(|error| format!("descriptors: {error}"))?;
         let mut successor = self.start(&shares)?;
         drop(shares);
         successor.wait_until_ready()?;
-        self.ask_workers(UpgradeStep::Pause)?;
+        self.ask_workers(Gateway::pause_accepting)?;
         successor.let_serve()?;
         Ok(successor)
     }
@@ -226,10 +208,10 @@ impl Plan {
     }
 
     /// Has every worker take a step, and waits for all.
-    fn ask_workers<T>(&self, step: impl Fn(Sender<T>) -> UpgradeStep) -> Result<Vec<T>, String> {
+    fn ask_workers<T: Send + 'static>(&self, step: fn(&mut Gateway) -> T) -> Result<Vec<T>, String> {
         let ask = |worker: &Handle| {
             let (sender, receiver) = mpsc::channel();
-            worker.send(Command::Upgrade(step(sender)));
+            worker.run(move |worker| _ = sender.send(step(worker)));
             receiver
         };
         let asked: Vec<Receiver<T>> = self.workers.iter().map(ask).collect();
@@ -243,29 +225,10 @@ impl Plan {
 }
 
 impl Gateway {
-    pub(super) fn on_upgrade_step(&mut self, step: UpgradeStep) {
-        match step {
-            UpgradeStep::Start(program) => {
-                if let Err(why) = self.start_upgrade(*program) {
-                    error!("the upgrade is refused: {why}");
-                }
-            }
-            UpgradeStep::Share(reply) => drop(reply.send(self.share_sockets())),
-            UpgradeStep::Pause(done) => {
-                self.pause_accepting();
-                // Their answers are for the successor from now on.
-                self.ignore_predecessors();
-                let _ = done.send(());
-            }
-            UpgradeStep::Done { successor, told } => {
-                self.on_replaced(successor);
-                let _ = told.send(());
-            }
-            UpgradeStep::Retire => self.retire(),
-            UpgradeStep::Failed(why) => self.on_upgrade_failed(&why),
-            UpgradeStep::Resume => self.resume_after_upgrade(),
-            UpgradeStep::ReportCalls(report) => self.report_calls(&report),
-            UpgradeStep::PassBack(device) => self.pass_back(&device),
+    /// Starts this program in the place of this one.
+    pub(super) fn upgrade(&mut self, program: Program) {
+        if let Err(why) = self.start_upgrade(program) {
+            error!("the upgrade is refused: {why}");
         }
     }
 
@@ -302,13 +265,15 @@ impl Gateway {
         self.mqtt.pause(&self.io.registry);
         self.admin.pause(&self.io.registry);
         self.ota.pause(&self.io.registry);
+        // Their answers are for the successor from now on.
+        self.ignore_predecessors();
     }
 
     fn on_upgrade_failed(&mut self, why: &str) {
         error!("the upgrade failed, this process goes on: {why}");
         self.upgrades.in_progress = false;
         self.resume_after_upgrade();
-        self.workers.broadcast(|| Command::Upgrade(UpgradeStep::Resume));
+        self.workers.broadcast(Self::resume_after_upgrade);
     }
 
     fn resume_after_upgrade(&mut self) {
@@ -348,8 +313,7 @@ impl Gateway {
         self.await_returning_devices();
         self.resign_from_cluster();
         self.admin.retire();
-        self.workers.broadcast(|| Command::Upgrade(UpgradeStep::Retire));
-        self.retire();
+        self.at_all_workers(Self::retire);
     }
 
     fn retire(&mut self) {

@@ -31,14 +31,8 @@ impl Upgrades {
     }
 }
 
-/// The steps of an upgrade.
-pub(crate) enum UpgradeStep {
-    /// Start this program in the place of this one.
-    Start(Box<Program>),
-}
-
 impl Gateway {
-    pub(super) fn on_upgrade_step(&mut self, UpgradeStep::Start(program): UpgradeStep) {
+    pub(super) fn upgrade(&mut self, program: Program) {
         let path = program.path.display();
         error!(
             "the upgrade to {path} is refused: it needs Linux; restart the gateway instead, which ends its calls"

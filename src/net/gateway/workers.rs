@@ -122,19 +122,20 @@ impl Workers {
         (owner != self.index).then_some(owner)
     }
 
-    pub(crate) fn send(&self, worker: usize, command: Command) {
-        self.try_send(worker, command);
-    }
-
     /// False when the worker has ended.
-    pub(crate) fn try_send(&self, worker: usize, command: Command) -> bool {
-        self.handles.get(worker).is_some_and(|worker| worker.try_send(command))
+    pub(crate) fn send(&self, worker: usize, command: Command) -> bool {
+        self.handles.get(worker).is_some_and(|worker| worker.send(command))
     }
 
-    /// Sends a command to all other workers. Only the leader does.
-    pub(crate) fn broadcast(&self, command: impl Fn() -> Command) {
+    /// Has another worker do this.
+    pub(crate) fn run_at(&self, worker: usize, action: impl FnOnce(&mut Gateway) + Send + 'static) {
+        self.send(worker, Command::Run(Box::new(action)));
+    }
+
+    /// Has all other workers do this. Only the leader does.
+    pub(crate) fn broadcast(&self, action: impl FnOnce(&mut Gateway) + Clone + Send + 'static) {
         if self.is_leader() {
-            self.handles.iter().skip(1).for_each(|worker| worker.send(command()));
+            self.handles.iter().skip(1).for_each(|worker| worker.run(action.clone()));
         }
     }
 
@@ -176,7 +177,7 @@ impl Workers {
         let alive = self.others().all(|counts| counts.last_ping.load(Relaxed) >= self.pings_sent);
         self.pings_sent += 1;
         let number = self.pings_sent;
-        self.broadcast(|| Command::Ping(number));
+        self.broadcast(move |worker| worker.workers.on_ping(number));
         alive
     }
 
@@ -247,7 +248,8 @@ impl Workers {
                 gateway.set_up_worker(setup);
                 let outcome = gateway.run();
                 counts[index].last_ping.store(usize::MAX, Relaxed);
-                leader_handle.send(Command::WorkerEnded { failed: outcome.is_err() });
+                let failed = outcome.is_err();
+                leader_handle.run(move |leader| leader.worker_ended(failed));
                 outcome
             };
             let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(run);
@@ -308,7 +310,7 @@ impl Workers {
             return outcome;
         }
         if outcome.is_err() {
-            self.broadcast(|| Command::Stop(LINGER));
+            self.broadcast(|worker| worker.stop(LINGER));
         }
         let panicked = |_| Err(io::Error::other("its thread panicked"));
         let others = self.threads.drain(..).map(|thread| thread.join().unwrap_or_else(panicked));
@@ -325,7 +327,7 @@ impl Drop for Workers {
         // Those that do not run yet end without their setup.
         self.setups.clear();
         if !self.threads.is_empty() {
-            self.broadcast(|| Command::Stop(Duration::ZERO));
+            self.broadcast(|worker| worker.stop(Duration::ZERO));
             let _ = self.end(Ok(()));
         }
     }
@@ -360,6 +362,28 @@ impl Gateway {
     /// Calls in progress, at all workers.
     pub(crate) fn all_calls(&self) -> usize {
         self.sessions.index.calls() + self.workers.calls_elsewhere()
+    }
+
+    /// Does this at the leader.
+    pub(super) fn at_leader(&mut self, action: impl FnOnce(&mut Self) + Send + 'static) {
+        match self.workers.is_leader() {
+            true => action(self),
+            false => self.workers.run_at(0, action),
+        }
+    }
+
+    /// Does this at the worker of a device.
+    pub(super) fn at_worker_of(&mut self, mac: Mac, action: impl FnOnce(&mut Self) + Send + 'static) {
+        match self.workers.other_worker_of(mac) {
+            Some(worker) => self.workers.run_at(worker, action),
+            None => action(self),
+        }
+    }
+
+    /// Does this at all workers. Only the leader does.
+    pub(super) fn at_all_workers(&mut self, action: impl FnOnce(&mut Self) + Clone + Send + 'static) {
+        self.workers.broadcast(action.clone());
+        action(self);
     }
 
     fn set_up_worker(&mut self, setup: WorkerSetup) {
@@ -404,7 +428,7 @@ impl Gateway {
             return true;
         }
         let hand_off = HandOff { connection, ip, bytes: bytes.to_vec() };
-        self.workers.send(owner, Command::HandOff(Box::new(hand_off)));
+        self.workers.run_at(owner, move |owner| owner.accept_hand_off(hand_off));
         true
     }
 }

@@ -30,7 +30,6 @@ use crate::net::gateway::cluster::device_calls::CallsWithGateways;
 use crate::net::gateway::cluster::devices_at_other_gateways::RemoteDevices;
 use crate::net::gateway::cluster::requests::GatewayRequests;
 use crate::net::gateway::cluster::requests_to_all::Gathering;
-use crate::net::gateway::handle::Command;
 use crate::net::log_limiter::{LogLimiter, suppressed_suffix};
 use crate::net::media::credentials::local_address;
 use crate::proto::identity::{ClientId, Mac};
@@ -396,30 +395,6 @@ impl Gateway {
     /// Tells the core of the cluster something, at the worker that has it.
     fn tell_redis(&mut self, tell: impl FnOnce(&mut Cluster, Instant) + Send + 'static) {
         self.at_leader(move |leader| leader.cluster.client.tell(&leader.io, tell));
-    }
-
-    // ----- workers ------------------------------------------------------------------------------------------------
-
-    /// Does this at the worker with the connections to Redis.
-    fn at_leader(&mut self, action: impl FnOnce(&mut Self) + Send + 'static) {
-        match self.workers.is_leader() {
-            true => action(self),
-            false => self.workers.send(0, Command::Run(Box::new(action))),
-        }
-    }
-
-    /// Does this at the worker of a device.
-    fn at_worker_of(&mut self, mac: Mac, action: impl FnOnce(&mut Self) + Send + 'static) {
-        match self.workers.other_worker_of(mac) {
-            Some(worker) => self.workers.send(worker, Command::Run(Box::new(action))),
-            None => action(self),
-        }
-    }
-
-    /// Does this at all workers. Only the leader does.
-    fn at_all_workers(&mut self, action: impl Fn(&mut Self) + Copy + Send + 'static) {
-        self.workers.broadcast(|| Command::Run(Box::new(action)));
-        action(self);
     }
 }
 

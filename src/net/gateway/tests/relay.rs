@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::run::{LIMIT, gateway};
+use super::run::{LIMIT, at_worker, gateway};
 use crate::net::Running;
-use crate::net::gateway::handle::Command;
 use crate::tools::device::{Call, Login, SimulatedDevice};
 use crate::tools::echo::EchoServer;
 
@@ -86,7 +85,7 @@ fn a_call_with_a_worker_that_stalls_ends_at_both_and_the_next_one_works() {
         let (mut caller, mut target) = (device_of(0, &gateway), device_of(1, &gateway));
         connect(&gateway, &mut caller, &mut target);
         let (go_on, until) = mpsc::channel::<()>();
-        gateway.handle().send(Command::Stall(stalled, until));
+        at_worker(&gateway, stalled, move |_| _ = until.recv());
         let other = if stalled == 0 { &mut target } else { &mut caller };
         // More audio than may be on its way.
         for n in 0..1000 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::Config;
 use crate::net::Running;
-use crate::net::gateway::handle::Command;
+use crate::net::gateway::Gateway;
 use crate::tools::device::{Login, SimulatedDevice};
 use crate::tools::echo::EchoServer;
 
@@ -21,6 +21,18 @@ pub(super) fn gateway(workers: usize, echo: &EchoServer, api: bool) -> Running {
     (config.api.host, config.api.port) = (Some(loopback), 0);
     config.websocket.production = vec![Arc::new(echo.url().parse().unwrap())];
     Running::start(config, None).unwrap()
+}
+
+/// Has a worker of the gateway do this.
+pub(super) fn at_worker(
+    gateway: &Running,
+    worker: usize,
+    action: impl FnOnce(&mut Gateway) + Send + 'static,
+) {
+    gateway.handle().run(move |leader| match worker {
+        0 => action(leader),
+        _ => leader.workers.run_at(worker, action),
+    });
 }
 
 /// Devices in calls, so many that each worker has some.
@@ -50,7 +62,7 @@ fn a_panic_of_any_worker_ends_all_with_an_error_that_names_it() {
         let gateway = gateway(2, &echo, false);
         let mut devices = devices(&gateway);
         let addr = gateway.addresses().mqtt;
-        gateway.handle().send(Command::Panic(worker));
+        at_worker(&gateway, worker, |_| panic!("injected"));
         assert_eq!(error_of(gateway), format!("worker {worker}: the loop panicked: injected"));
         // The devices of the other worker get a goodbye, and the connections of all are closed.
         let goodbyes = devices.iter_mut().filter_map(|device| match device.wait_for("goodbye", LIMIT) {
@@ -69,7 +81,7 @@ fn a_panic_of_any_worker_ends_all_with_an_error_that_names_it() {
 fn a_drain_or_a_stop_ends_although_a_worker_has_panicked() {
     let echo = EchoServer::start().unwrap();
     let [panic, drain, stop]: [fn(&Running); 3] = [
-        |gateway| gateway.handle().send(Command::Panic(1)),
+        |gateway| at_worker(gateway, 1, |_| panic!("injected")),
         |gateway| gateway.handle().drain(),
         |gateway| gateway.handle().stop(LIMIT),
     ];
@@ -84,6 +96,6 @@ fn a_drain_or_a_stop_ends_although_a_worker_has_panicked() {
 #[test]
 fn a_panic_of_the_only_worker_is_an_error() {
     let gateway = gateway(1, &EchoServer::start().unwrap(), false);
-    gateway.handle().send(Command::Panic(0));
+    at_worker(&gateway, 0, |_| panic!("injected"));
     assert_eq!(error_of(gateway), "the loop panicked: injected");
 }
