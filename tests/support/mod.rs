@@ -19,6 +19,7 @@ pub mod audio;
 pub mod browser;
 pub mod byte_table;
 pub mod chat_server;
+pub mod command;
 pub mod device;
 pub mod faulty_server;
 pub mod firmware;
