@@ -136,7 +136,6 @@ mod tests {
     use serde_json::value::to_raw_value;
 
     use super::*;
-    use crate::admin::prometheus::MetricType::{Counter, Gauge};
 
     fn merge(answers: Vec<Answer>) -> Value {
         let merged = Answer::merge(answers, |worker| worker as u64 * 100).unwrap();
@@ -147,10 +146,10 @@ mod tests {
     fn metrics_are_added_up_sample_by_sample() {
         let families = |x: u64, z: u64, process: bool| {
             let mut families = MetricFamilies::default();
-            families.labelled(Counter, "a", "All", "of", [("x y", x), ("z", z)]);
-            families.scalar(Gauge, "b", "A part", 0.25);
+            families.counter("a", "All").by("of", [("x y", x), ("z", z)]);
+            families.gauge("b", "A part").value(0.25);
             if process {
-                families.scalar(Gauge, "c", "Of the process", 7_u64);
+                families.gauge("c", "Of the process").value(7_u64);
             }
             Answer::Metrics(families)
         };

@@ -6,21 +6,13 @@ use std::time::Duration;
 /// The media type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What a family's numbers do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MetricType {
-    /// Only ever grow.
-    Counter,
-    /// Go up and down.
-    Gauge,
-}
-
 /// Families of samples.
 #[derive(Debug, Default)]
 pub struct MetricFamilies(Vec<Family>);
 
+/// Samples of one name.
 #[derive(Debug)]
-struct Family {
+pub struct Family {
     name: &'static str,
     help: &'static str,
     kind: &'static str,
@@ -54,66 +46,25 @@ macro_rules! metric_values {
 metric_values!(u8 i32 u64 i64 usize f64);
 
 impl MetricFamilies {
-    /// One number without labels.
-    pub fn scalar(
-        &mut self,
-        kind: MetricType,
-        name: &'static str,
-        help: &'static str,
-        value: impl MetricValue,
-    ) {
-        self.family(kind, name, help, [(&[] as &[(&str, &str)], value)]);
+    /// A family whose numbers only ever grow.
+    pub fn counter(&mut self, name: &'static str, help: &'static str) -> &mut Family {
+        self.family("counter", name, help)
     }
 
-    /// One number for each value of one label.
-    pub fn labelled<'a, V: MetricValue>(
-        &mut self,
-        kind: MetricType,
-        name: &'static str,
-        help: &'static str,
-        label: &str,
-        samples: impl IntoIterator<Item = (&'a str, V)>,
-    ) {
-        let samples = samples.into_iter().map(|(of, value)| ([(label, of)], value));
-        self.family(kind, name, help, samples);
+    /// A family whose numbers go up and down.
+    pub fn gauge(&mut self, name: &'static str, help: &'static str) -> &mut Family {
+        self.family("gauge", name, help)
     }
 
-    /// Numbers under one name, each with its labels.
-    pub fn family<'a, L: AsRef<[(&'a str, &'a str)]>, V: MetricValue>(
-        &mut self,
-        kind: MetricType,
-        name: &'static str,
-        help: &'static str,
-        samples: impl IntoIterator<Item = (L, V)>,
-    ) {
-        let kind = match kind {
-            MetricType::Counter => "counter",
-            MetricType::Gauge => "gauge",
-        };
-        let sample = |(labels, value): (L, V)| Sample::new("", labels.as_ref(), value);
-        self.0.push(Family { name, help, kind, samples: samples.into_iter().map(sample).collect() });
+    /// A family of histograms of seconds.
+    pub fn histogram(&mut self, name: &'static str, help: &'static str) -> &mut Family {
+        self.family("histogram", name, help)
     }
 
-    /// A histogram of seconds.
-    pub fn histogram<const N: usize>(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        histogram: &Histogram<N>,
-    ) {
-        self.0.push(Family { name, help, kind: "histogram", samples: histogram.samples(&[]) });
-    }
-
-    /// One histogram of seconds for each value of one label.
-    pub fn histograms<'a, const N: usize>(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        label: &str,
-        histograms: impl IntoIterator<Item = (&'a str, &'a Histogram<N>)>,
-    ) {
-        let samples = histograms.into_iter().flat_map(|(of, histogram)| histogram.samples(&[(label, of)]));
-        self.0.push(Family { name, help, kind: "histogram", samples: samples.collect() });
+    fn family(&mut self, kind: &'static str, name: &'static str, help: &'static str) -> &mut Family {
+        let index = self.0.len();
+        self.0.push(Family { name, help, kind, samples: Vec::new() });
+        &mut self.0[index]
     }
 
     /// Adds the numbers of another worker, which has the same families or the first of them.
@@ -136,6 +87,38 @@ impl MetricFamilies {
             }
         }
         text
+    }
+}
+
+impl Family {
+    /// One number without labels.
+    pub fn value(&mut self, value: impl MetricValue) {
+        self.with(&[], value);
+    }
+
+    /// One number with these labels.
+    pub fn with(&mut self, labels: &[(&str, &str)], value: impl MetricValue) {
+        self.samples.push(Sample::new("", labels, value));
+    }
+
+    /// One number for each value of one label.
+    pub fn by<'a, V: MetricValue>(&mut self, label: &str, samples: impl IntoIterator<Item = (&'a str, V)>) {
+        samples.into_iter().for_each(|(of, value)| self.with(&[(label, of)], value));
+    }
+
+    /// One histogram.
+    pub fn seconds<const N: usize>(&mut self, histogram: &Histogram<N>) {
+        self.samples.extend(histogram.samples(&[]));
+    }
+
+    /// One histogram for each value of one label.
+    pub fn seconds_by<'a, const N: usize>(
+        &mut self,
+        label: &str,
+        histograms: impl IntoIterator<Item = (&'a str, &'a Histogram<N>)>,
+    ) {
+        let samples = histograms.into_iter().flat_map(|(of, histogram)| histogram.samples(&[(label, of)]));
+        self.samples.extend(samples);
     }
 }
 
@@ -208,15 +191,15 @@ mod tests {
     #[test]
     fn the_text_follows_the_exposition_format() {
         let mut text = MetricFamilies::default();
-        text.scalar(MetricType::Gauge, "a", "An a.", 1.5);
-        text.labelled(MetricType::Counter, "b_total", "Bs.", "of", [("x", 1), ("a\\\"\n", 2)]);
-        text.family(MetricType::Gauge, "c", "Cs.", [([("one", "1"), ("two", "2")], 3)]);
+        text.gauge("a", "An a.").value(1.5);
+        text.counter("b_total", "Bs.").by("of", [("x", 1), ("a\\\"\n", 2)]);
+        text.gauge("c", "Cs.").with(&[("one", "1"), ("two", "2")], 3);
         let mut histogram = Histogram::new([Duration::from_millis(10), Duration::from_secs(1)]);
         for ms in [10, 11, 1000, 5000] {
             histogram.observe(Duration::from_millis(ms));
         }
-        text.histogram("d_seconds", "Ds.", &histogram);
-        text.histograms("e_seconds", "Es.", "of", [("x", &histogram)]);
+        text.histogram("d_seconds", "Ds.").seconds(&histogram);
+        text.histogram("e_seconds", "Es.").seconds_by("of", [("x", &histogram)]);
         let expected = r#"# HELP a An a.
 # TYPE a gauge
 a 1.5

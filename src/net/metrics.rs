@@ -81,7 +81,7 @@ impl OtaOutcome {
 }
 
 /// Everything that has been counted since the start.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Metrics {
     /// TCP connections accepted on the MQTT port.
     pub connections: u64,
@@ -127,12 +127,8 @@ pub struct Metrics {
     pub relay_packets: u64,
     /// Batches of messages and audio passed to other workers.
     pub relay_batches: u64,
-    /// The time from a device's hello to the reply.
-    pub hello_to_reply: Histogram<12>,
-    /// The part of it that each stage took.
-    pub setup_stages: [Histogram<12>; SetupStage::ALL.len()],
-    /// The time an iteration of the loop takes, without waiting for events.
-    pub iterations: Histogram<12>,
+    /// How long what took.
+    pub times: Times,
     /// Packets, bytes and losses of the calls that have ended.
     pub ended_calls: CallStats,
     /// Uplink packets that the ended calls have lost, as they were counted while the calls went on.
@@ -157,53 +153,26 @@ pub struct Metrics {
     mac_denials: [u64; 3],
 }
 
-impl Default for Metrics {
+/// How long what took. Measured in the buckets that suit it.
+#[derive(Debug)]
+pub struct Times {
+    /// The time from a device's hello to the reply.
+    pub hello_to_reply: Histogram<12>,
+    /// The part of it that each stage took.
+    pub setup_stages: [Histogram<12>; SetupStage::ALL.len()],
+    /// The time an iteration of the loop takes, without waiting for events.
+    pub iterations: Histogram<12>,
+}
+
+impl Default for Times {
     fn default() -> Self {
         let ms = |limits: [u64; 12]| Histogram::new(limits.map(Duration::from_millis));
         let us = |limits: [u64; 12]| Histogram::new(limits.map(Duration::from_micros));
         Self {
-            connections: 0,
-            refusals_delayed: 0,
-            refusals_unanswered: 0,
-            refusal_lines_left_out: 0,
-            tls_handshakes: 0,
-            tls_failed: 0,
-            admitted: 0,
-            over_mac_limit: 0,
-            datagrams_in: 0,
-            datagrams_out: 0,
-            datagrams_failed: 0,
-            bad_device_texts: 0,
-            device_notifications: 0,
-            bad_server_texts: 0,
-            repeated_hellos: 0,
-            redials: 0,
-            dials: 0,
-            dials_opened: 0,
-            device_calls: 0,
-            device_calls_bridged: 0,
-            relay_packets: 0,
-            relay_batches: 0,
             hello_to_reply: ms([10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 6000, 8000, 10_000]),
             setup_stages: SetupStage::ALL
                 .map(|_| ms([1, 5, 10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 8000])),
             iterations: us([25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000]),
-            ended_calls: CallStats::default(),
-            audio_lost: 0,
-            api_tls_handshakes: 0,
-            api_tls_failed: 0,
-            api_answers: [0; 6],
-            api_connections: 0,
-            turned_away: [0; TurnedAway::LABELS.len()],
-            api_displaced: [0; ApiDisplaced::LABELS.len()],
-            ota_outcomes: [0; OtaOutcome::LABELS.len()],
-            discards: [0; DropReason::ALL.len()],
-            ends: [0; EndReason::ALL.len()],
-            verdicts: [0; Verdict::ALL.len()],
-            dial_failures: [0; BackendStage::ALL.len()],
-            refusals: [0; REFUSALS.len()],
-            api_refusals: [0; API_REFUSALS.len()],
-            mac_denials: [0; 3],
         }
     }
 }
@@ -259,8 +228,8 @@ impl Metrics {
             Counter::Dropped(discard) => self.discarded(discard),
             Counter::Answered(setup) => {
                 let ms = |ms: u32| Duration::from_millis(ms.into());
-                self.hello_to_reply.observe(ms(setup.total_ms.unwrap_or_default()));
-                for (stage, histogram) in SetupStage::ALL.iter().zip(&mut self.setup_stages) {
+                self.times.hello_to_reply.observe(ms(setup.total_ms.unwrap_or_default()));
+                for (stage, histogram) in SetupStage::ALL.iter().zip(&mut self.times.setup_stages) {
                     histogram.observe(ms(setup.of(*stage)));
                 }
             }

@@ -3,7 +3,6 @@
 use std::time::SystemTime;
 
 use crate::admin::prometheus::MetricFamilies;
-use crate::admin::prometheus::MetricType::{Counter, Gauge};
 use crate::logger;
 #[cfg(feature = "cluster")]
 use crate::net::admin::collect_cluster::write_cluster_metrics;
@@ -63,18 +62,19 @@ impl MetricSources<'_> {
     /// The metrics of this worker.
     pub(crate) fn collect(&self) -> MetricFamilies {
         let mut families = MetricFamilies::default();
+        let out = &mut families;
         let counts = self.count_sessions();
-        self.write_scalars(&counts, &mut families);
-        self.write_device_metrics(&counts, &mut families);
-        self.write_call_metrics(&counts, &mut families);
-        self.write_server_metrics(&counts, &mut families);
-        self.write_audio_metrics(&counts, &mut families);
-        self.write_loop_metrics(&mut families);
-        self.write_worker_metrics(&mut families);
+        self.write_scalars(&counts, out);
+        self.write_device_metrics(&counts, out);
+        self.write_call_metrics(&counts, out);
+        self.write_server_metrics(&counts, out);
+        self.write_audio_metrics(&counts, out);
+        self.write_loop_metrics(out);
+        self.write_worker_metrics(out);
         if self.worker == 0 {
-            self.write_process_metrics(&mut families);
+            self.write_process_metrics(out);
             #[cfg(feature = "cluster")]
-            write_cluster_metrics(self.cluster, self.passed, &mut families);
+            write_cluster_metrics(self.cluster, self.passed, out);
         }
         families
     }
@@ -106,218 +106,136 @@ impl MetricSources<'_> {
         counts
     }
 
-    fn write_scalars(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
+    fn write_scalars(&self, counts: &SessionCounts, out: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        for (name, help, value) in [
-            ("gateway_devices_online", "Devices that are logged in.", counts.online),
-            ("gateway_devices_away", "Disconnected devices whose call is kept for a while.", counts.away),
-            ("gateway_sessions", "Devices, kept calls and closing connections.", self.sessions.len()),
-            ("gateway_api_connections", "API connections open now.", self.admin.connections.len()),
-        ] {
-            families.scalar(Gauge, name, help, value);
-        }
-        for (name, help, value) in [
-            ("gateway_mqtt_connections_total", "MQTT connections accepted.", metrics.connections),
-            (
-                "gateway_mqtt_turned_away_total",
-                "MQTT connections over a limit, closed.",
-                metrics.turned_away_by_reason().map(|(_, count)| count).sum(),
-            ),
-            ("gateway_logins_total", "Successful logins of devices.", metrics.admitted),
-            ("gateway_mac_limit_total", "Logins over 16 client ids per MAC.", metrics.over_mac_limit),
-            ("gateway_dials_total", "WebSockets dialled.", metrics.dials),
-            ("gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened),
-            ("gateway_redials_total", "Calls continued over another WebSocket.", metrics.redials),
-            (
-                "gateway_device_notifications_total",
-                "JSON-RPC notifications of devices without a call.",
-                metrics.device_notifications,
-            ),
-            ("gateway_repeated_hellos_total", "Server hellos during a call.", metrics.repeated_hellos),
-            (
-                "gateway_audio_lost_total",
-                "Uplink packets lost, of calls in progress up to their last full ten seconds.",
-                metrics.audio_lost + counts.lost,
-            ),
-            ("gateway_api_connections_total", "API connections accepted.", metrics.api_connections),
-            (
-                "gateway_api_displaced_total",
-                "API connections closed for others.",
-                metrics.api_displaced_by_reason().map(|(_, count)| count).sum(),
-            ),
-            (
-                "gateway_refusal_lines_left_out_total",
-                "Log lines about refusals over a limit.",
-                metrics.refusal_lines_left_out,
-            ),
-        ] {
-            families.scalar(Counter, name, help, value);
-        }
+        out.gauge("gateway_devices_online", "Devices that are logged in.").value(counts.online);
+        out.gauge("gateway_devices_away", "Disconnected devices whose call is kept for a while.")
+            .value(counts.away);
+        out.gauge("gateway_sessions", "Devices, kept calls and closing connections.")
+            .value(self.sessions.len());
+        out.gauge("gateway_api_connections", "API connections open now.").value(self.admin.connections.len());
+
+        out.counter("gateway_mqtt_connections_total", "MQTT connections accepted.")
+            .value(metrics.connections);
+        out.counter("gateway_mqtt_turned_away_total", "MQTT connections over a limit, closed.")
+            .value(metrics.turned_away_by_reason().map(|(_, count)| count).sum::<u64>());
+        out.counter("gateway_logins_total", "Successful logins of devices.").value(metrics.admitted);
+        out.counter("gateway_mac_limit_total", "Logins over 16 client ids per MAC.")
+            .value(metrics.over_mac_limit);
+        out.counter("gateway_dials_total", "WebSockets dialled.").value(metrics.dials);
+        out.counter("gateway_dials_opened_total", "WebSockets opened.").value(metrics.dials_opened);
+        out.counter("gateway_redials_total", "Calls continued over another WebSocket.")
+            .value(metrics.redials);
+        out.counter(
+            "gateway_device_notifications_total",
+            "JSON-RPC notifications of devices without a call.",
+        )
+        .value(metrics.device_notifications);
+        out.counter("gateway_repeated_hellos_total", "Server hellos during a call.")
+            .value(metrics.repeated_hellos);
+        out.counter(
+            "gateway_audio_lost_total",
+            "Uplink packets lost, of calls in progress up to their last full ten seconds.",
+        )
+        .value(metrics.audio_lost + counts.lost);
+        out.counter("gateway_api_connections_total", "API connections accepted.")
+            .value(metrics.api_connections);
+        out.counter("gateway_api_displaced_total", "API connections closed for others.")
+            .value(metrics.api_displaced_by_reason().map(|(_, count)| count).sum::<u64>());
+        out.counter("gateway_refusal_lines_left_out_total", "Log lines about refusals over a limit.")
+            .value(metrics.refusal_lines_left_out);
     }
 
-    fn write_device_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
+    fn write_device_metrics(&self, counts: &SessionCounts, out: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
         let login_keys = LoginKey::ALL.iter().zip(counts.login_keys).map(|(key, count)| (key.label(), count));
-        families.labelled(
-            Gauge,
+        out.gauge(
             "gateway_devices_by_signature_key",
             "Devices online and away, by the signature key that they logged in with.",
-            "key",
-            login_keys,
-        );
-        families.labelled(
-            Counter,
+        )
+        .by("key", login_keys);
+        out.counter(
             "gateway_macs_denied_total",
             "Devices refused or disconnected because of their MAC, by list.",
-            "list",
-            metrics.mac_denials(),
-        );
-        families.labelled(
-            Counter,
+        )
+        .by("list", metrics.mac_denials());
+        out.counter(
             "gateway_connections_closed_for_others_total",
             "MQTT connections turned away, and API connections displaced.",
-            "reason",
-            metrics.turned_away_by_reason().chain(metrics.api_displaced_by_reason()),
-        );
-        families.labelled(
-            Counter,
+        )
+        .by("reason", metrics.turned_away_by_reason().chain(metrics.api_displaced_by_reason()));
+        out.counter(
             "gateway_logins_refused_late_total",
             "Failed logins whose answer was delayed or omitted.",
-            "answer",
-            [("delayed", metrics.refusals_delayed), ("none", metrics.refusals_unanswered)],
-        );
-        families.labelled(
-            Counter,
-            "gateway_tls_handshakes_total",
-            "TLS handshakes of devices.",
-            "result",
-            [("ok", metrics.tls_handshakes), ("failed", metrics.tls_failed)],
-        );
-        families.labelled(
-            Counter,
-            "gateway_logins_refused_total",
-            "Devices refused at CONNECT.",
-            "reason",
-            metrics.refusals(),
-        );
-        families.labelled(
-            Counter,
-            "gateway_bad_texts_total",
-            "Messages that were not a JSON object.",
-            "from",
-            [("device", metrics.bad_device_texts), ("server", metrics.bad_server_texts)],
-        );
+        )
+        .by("answer", [("delayed", metrics.refusals_delayed), ("none", metrics.refusals_unanswered)]);
+        out.counter("gateway_tls_handshakes_total", "TLS handshakes of devices.")
+            .by("result", [("ok", metrics.tls_handshakes), ("failed", metrics.tls_failed)]);
+        out.counter("gateway_logins_refused_total", "Devices refused at CONNECT.")
+            .by("reason", metrics.refusals());
+        out.counter("gateway_bad_texts_total", "Messages that were not a JSON object.")
+            .by("from", [("device", metrics.bad_device_texts), ("server", metrics.bad_server_texts)]);
     }
 
-    fn write_call_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
+    fn write_call_metrics(&self, counts: &SessionCounts, out: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
         let states = CallState::ALL.iter().zip(counts.calls).map(|(state, count)| (state.label(), count));
-        families.labelled(Gauge, "gateway_calls", "Calls in progress.", "state", states);
-        families.labelled(
-            Counter,
-            "gateway_calls_ended_total",
-            "Calls that have ended, by reason.",
-            "reason",
-            metrics.calls_ended(),
-        );
-        families.labelled(
-            Counter,
-            "gateway_calls_by_verdict_total",
-            "Calls that have ended, by what was wrong with them.",
-            "verdict",
-            metrics.verdicts(),
-        );
-        families.labelled(
-            Counter,
-            "gateway_device_calls_total",
-            "Calls between devices, requested and answered.",
-            "outcome",
-            [("requested", metrics.device_calls), ("bridged", metrics.device_calls_bridged)],
-        );
+        out.gauge("gateway_calls", "Calls in progress.").by("state", states);
+        out.counter("gateway_calls_ended_total", "Calls that have ended, by reason.")
+            .by("reason", metrics.calls_ended());
+        out.counter("gateway_calls_by_verdict_total", "Calls that have ended, by what was wrong with them.")
+            .by("verdict", metrics.verdicts());
+        out.counter("gateway_device_calls_total", "Calls between devices, requested and answered.")
+            .by("outcome", [("requested", metrics.device_calls), ("bridged", metrics.device_calls_bridged)]);
         let (packets, batches) = (metrics.relay_packets, metrics.relay_batches);
-        families.labelled(
-            Counter,
-            "gateway_worker_relay_total",
-            "What was passed to other workers for calls between devices: audio packets, and the batches that carried them.",
-            "of",
-            [("packets", packets), ("batches", batches)],
-        );
-        families.histogram(
-            "gateway_hello_to_reply_seconds",
-            "Time from a device's hello to the reply.",
-            &metrics.hello_to_reply,
-        );
-        families.histograms(
-            "gateway_call_setup_seconds",
-            "Time from a device's hello to the reply, by stage.",
-            "stage",
-            SetupStage::ALL.iter().map(|stage| stage.label()).zip(&metrics.setup_stages),
-        );
+        let help = "What was passed to other workers for calls between devices: audio packets, and the batches that carried them.";
+        out.counter("gateway_worker_relay_total", help)
+            .by("of", [("packets", packets), ("batches", batches)]);
+        out.histogram("gateway_hello_to_reply_seconds", "Time from a device's hello to the reply.")
+            .seconds(&metrics.times.hello_to_reply);
+        out.histogram("gateway_call_setup_seconds", "Time from a device's hello to the reply, by stage.")
+            .seconds_by(
+                "stage",
+                SetupStage::ALL.iter().map(|stage| stage.label()).zip(&metrics.times.setup_stages),
+            );
     }
 
-    fn write_server_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
+    fn write_server_metrics(&self, counts: &SessionCounts, out: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        families.labelled(
-            Gauge,
-            "gateway_dials",
-            "WebSockets being opened.",
-            "stage",
-            DIAL_STAGES.into_iter().zip(counts.dials),
-        );
-        families.labelled(
-            Counter,
-            "gateway_server_failures_total",
-            "Chat servers that failed, by stage.",
-            "stage",
-            metrics.dial_failures(),
-        );
+        out.gauge("gateway_dials", "WebSockets being opened.")
+            .by("stage", DIAL_STAGES.into_iter().zip(counts.dials));
+        out.counter("gateway_server_failures_total", "Chat servers that failed, by stage.")
+            .by("stage", metrics.dial_failures());
     }
 
-    fn write_audio_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
+    fn write_audio_metrics(&self, counts: &SessionCounts, out: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
         let mut all = metrics.ended_calls;
         metrics::add(&mut all, &counts.call_stats);
-        families.labelled(
-            Counter,
-            "gateway_audio_packets_total",
-            "Audio packets forwarded.",
-            "direction",
-            [("up", all.up_packets), ("down", all.down_packets)],
-        );
-        families.labelled(
-            Counter,
-            "gateway_audio_bytes_total",
-            "Opus bytes forwarded.",
-            "direction",
-            [("up", all.up_bytes), ("down", all.down_bytes)],
-        );
-        families.labelled(
-            Counter,
+        out.counter("gateway_audio_packets_total", "Audio packets forwarded.")
+            .by("direction", [("up", all.up_packets), ("down", all.down_packets)]);
+        out.counter("gateway_audio_bytes_total", "Opus bytes forwarded.")
+            .by("direction", [("up", all.up_bytes), ("down", all.down_bytes)]);
+        out.counter(
             "gateway_audio_discarded_total",
             "Audio packets dropped, or held until their source is known (path_held).",
-            "reason",
-            metrics.discards(),
-        );
-        families.labelled(
-            Counter,
-            "gateway_datagrams_total",
-            "UDP datagrams received, sent, and refused by the system.",
-            "outcome",
-            [
-                ("received", metrics.datagrams_in),
-                ("sent", metrics.datagrams_out),
-                ("refused", metrics.datagrams_failed),
-                ("receive_error", self.audio.socket.receive_errors()),
-            ],
-        );
+        )
+        .by("reason", metrics.discards());
+        out.counter("gateway_datagrams_total", "UDP datagrams received, sent, and refused by the system.")
+            .by(
+                "outcome",
+                [
+                    ("received", metrics.datagrams_in),
+                    ("sent", metrics.datagrams_out),
+                    ("refused", metrics.datagrams_failed),
+                    ("receive_error", self.audio.socket.receive_errors()),
+                ],
+            );
     }
 
-    fn write_loop_metrics(&self, families: &mut MetricFamilies) {
+    fn write_loop_metrics(&self, out: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        families.labelled(
-            Gauge,
-            "gateway_queue_length",
-            "Entries waiting, by queue.",
+        out.gauge("gateway_queue_length", "Entries waiting, by queue.").by(
             "queue",
             [
                 ("datagrams", self.audio.socket.queued()),
@@ -326,139 +244,88 @@ impl MetricSources<'_> {
                 ("leftovers", self.io.run_queue.len()),
             ],
         );
-        families.histogram(
+        out.histogram(
             "gateway_turn_seconds",
             "Time an iteration of the loop takes, without waiting for events.",
-            &metrics.iterations,
-        );
+        )
+        .seconds(&metrics.times.iterations);
         let classes = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
         let answers = classes.into_iter().zip(metrics.api_answers).skip(2);
-        families.labelled(
-            Counter,
-            "gateway_api_answers_total",
-            "Responses of this API, by status.",
-            "status",
-            answers,
-        );
-        families.labelled(
-            Counter,
-            "gateway_api_refused_total",
-            "Callers of this API that were refused.",
-            "reason",
-            metrics.api_refusals(),
-        );
-        families.labelled(
-            Counter,
-            "gateway_ota_requests_total",
-            "OTA requests of devices.",
-            "result",
-            metrics.ota_outcomes(),
-        );
-        families.labelled(
-            Counter,
-            "gateway_api_tls_handshakes_total",
-            "TLS handshakes of this API.",
-            "result",
-            [("ok", metrics.api_tls_handshakes), ("failed", metrics.api_tls_failed)],
-        );
+        out.counter("gateway_api_answers_total", "Responses of this API, by status.").by("status", answers);
+        out.counter("gateway_api_refused_total", "Callers of this API that were refused.")
+            .by("reason", metrics.api_refusals());
+        out.counter("gateway_ota_requests_total", "OTA requests of devices.")
+            .by("result", metrics.ota_outcomes());
+        out.counter("gateway_api_tls_handshakes_total", "TLS handshakes of this API.")
+            .by("result", [("ok", metrics.api_tls_handshakes), ("failed", metrics.api_tls_failed)]);
     }
 
     /// How the load is spread over the workers. Each reports 0 for the others, so that the sum has the number of each.
-    fn write_worker_metrics(&self, families: &mut MetricFamilies) {
+    fn write_worker_metrics(&self, out: &mut MetricFamilies) {
         let names: Vec<String> = (0..self.workers).map(|worker| worker.to_string()).collect();
-        let busy = self.io.metrics.iterations.sum().as_secs_f64();
+        let busy = self.io.metrics.times.iterations.sum().as_secs_f64();
         let datagrams = self.io.metrics.datagrams_in as f64;
-        for (kind, name, help, own) in [
-            (
-                Gauge,
-                "gateway_worker_devices",
-                "Devices of each worker.",
-                self.sessions.index.devices() as f64,
-            ),
-            (Gauge, "gateway_worker_calls", "Calls of each worker.", self.sessions.index.calls() as f64),
-            (Counter, "gateway_worker_datagrams_total", "Datagrams that each worker received.", datagrams),
-            (Counter, "gateway_worker_busy_seconds_total", "Time that each worker did not wait.", busy),
-        ] {
-            let value = |worker| if worker == self.worker { own } else { 0.0 };
-            let samples = names.iter().enumerate().map(|(worker, name)| (name.as_str(), value(worker)));
-            families.labelled(kind, name, help, "worker", samples);
-        }
+        let samples = |own: f64| {
+            let value = move |worker| if worker == self.worker { own } else { 0.0 };
+            names.iter().enumerate().map(move |(worker, name)| (name.as_str(), value(worker)))
+        };
+        let index = &self.sessions.index;
+        out.gauge("gateway_worker_devices", "Devices of each worker.")
+            .by("worker", samples(index.devices() as f64));
+        out.gauge("gateway_worker_calls", "Calls of each worker.")
+            .by("worker", samples(index.calls() as f64));
+        out.counter("gateway_worker_datagrams_total", "Datagrams that each worker received.")
+            .by("worker", samples(datagrams));
+        out.counter("gateway_worker_busy_seconds_total", "Time that each worker did not wait.")
+            .by("worker", samples(busy));
+    }
+
+    /// What is kept and told of calls and events.
+    fn write_record_metrics(&self, out: &mut MetricFamilies) {
+        out.gauge("gateway_history_calls", "Calls that have ended and are kept in memory.")
+            .value(self.history.calls().len());
+        out.counter("gateway_history_records_lost_total", "Calls that could not be written to history.file.")
+            .value(self.history.lost_records());
+        out.gauge("gateway_event_streams", "Clients of this API that read events.")
+            .value(self.admin.event_streams());
+        let help = "Events for webhooks: delivered, refused by the server for good, failed attempts, and those of all kinds that were lost.";
+        out.counter("gateway_webhook_events_total", help).by("result", self.webhooks.counts());
     }
 
     /// What is not added up over the workers: only the leader reports it, behind what all report.
-    /// What is kept and told of calls and events.
-    fn write_record_metrics(&self, families: &mut MetricFamilies) {
-        families.scalar(
-            Gauge,
-            "gateway_history_calls",
-            "Calls that have ended and are kept in memory.",
-            self.history.calls().len(),
-        );
-        families.scalar(
-            Counter,
-            "gateway_history_records_lost_total",
-            "Calls that could not be written to history.file.",
-            self.history.lost_records(),
-        );
-        families.scalar(
-            Gauge,
-            "gateway_event_streams",
-            "Clients of this API that read events.",
-            self.admin.event_streams(),
-        );
-        families.labelled(
-            Counter,
-            "gateway_webhook_events_total",
-            "Events for webhooks: delivered, refused by the server for good, failed attempts, and those of all kinds that were lost.",
-            "result",
-            self.webhooks.counts(),
-        );
-    }
-
-    fn write_process_metrics(&self, families: &mut MetricFamilies) {
+    fn write_process_metrics(&self, out: &mut MetricFamilies) {
         if let Some(expires) = self.mqtt.certificate.as_ref().and_then(WatchedCertificate::expires) {
-            families.scalar(
-                Gauge,
+            out.gauge(
                 "gateway_tls_certificate_expires_timestamp_seconds",
                 "When the certificate for devices expires.",
-                expires,
-            );
+            )
+            .value(expires);
         }
         if let Some(expires) = self.admin.certificate.as_ref().and_then(WatchedCertificate::expires) {
-            families.scalar(
-                Gauge,
+            out.gauge(
                 "gateway_api_tls_certificate_expires_timestamp_seconds",
                 "When this API's own certificate expires.",
-                expires,
-            );
+            )
+            .value(expires);
         }
-        families.scalar(
-            Gauge,
+        out.gauge(
             "gateway_draining",
             "1 while the gateway drains: it accepts no new devices and ends after its last call.",
-            u8::from(self.draining),
-        );
-        families.scalar(
-            Counter,
-            "gateway_log_lines_lost_total",
-            "Log lines that could not be written.",
-            logger::lost_lines(),
-        );
-        self.write_record_metrics(families);
+        )
+        .value(u8::from(self.draining));
+        out.counter("gateway_log_lines_lost_total", "Log lines that could not be written.")
+            .value(logger::lost_lines());
+        self.write_record_metrics(out);
         let tls = if cfg!(feature = "tls") { "true" } else { "false" };
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("tls", tls)];
-        families.family(Gauge, "gateway_build_info", "The build; its value is always 1.", [(labels, 1)]);
+        out.gauge("gateway_build_info", "The build; its value is always 1.").with(&labels, 1);
         let started = self.admin.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        families.scalar(
-            Gauge,
-            "process_start_time_seconds",
-            "When the gateway started, in seconds since 1970.",
-            started.as_secs_f64(),
-        );
+        out.gauge("process_start_time_seconds", "When the gateway started, in seconds since 1970.")
+            .value(started.as_secs_f64());
         let process = proc_stats::read();
         let mut gauge = |name, help, value: Option<u64>| {
             if let Some(value) = value {
-                families.scalar(Gauge, name, help, value);
+                out.gauge(name, help).value(value);
             }
         };
         gauge("process_resident_memory_bytes", "Resident memory.", process.resident_bytes);
@@ -467,7 +334,7 @@ impl MetricSources<'_> {
         gauge("process_max_fds", "Limit of open file descriptors.", process.max_fds);
         gauge("process_threads", "Threads.", process.threads);
         if let Some(seconds) = process.cpu_seconds {
-            families.scalar(Counter, "process_cpu_seconds_total", "CPU time used.", seconds);
+            out.counter("process_cpu_seconds_total", "CPU time used.").value(seconds);
         }
     }
 }

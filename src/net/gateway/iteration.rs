@@ -52,7 +52,7 @@ impl Gateway {
         self.reap();
         self.workers.publish_connections(self.sessions.without_lingering());
         self.workers.publish(self.sessions.index.devices(), self.sessions.index.calls());
-        self.io.metrics.iterations.observe(self.io.now.elapsed());
+        self.io.metrics.times.iterations.observe(self.io.now.elapsed());
         Ok(())
     }
 
