@@ -4,9 +4,10 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-use tz::{TimeZone, UtcDateTime};
+use tz::TimeZone;
 
 use crate::admin::auth::WallClock;
+use crate::admin::call_record::LocalTime;
 
 /// The time zone of `TZ`, else that of the system, else UTC.
 pub(crate) fn local_time_zone() -> TimeZone {
@@ -42,24 +43,15 @@ pub(crate) fn timestamp(time: SystemTime, zone: Option<&TimeZone>) -> String {
     let unix = since.as_secs() as i64;
     let offset =
         zone.and_then(|zone| zone.find_local_time_type(unix).ok()).map_or(0, |local| local.ut_offset());
-    let Ok(at) = UtcDateTime::from_timespec(unix + i64::from(offset), 0) else { return "-".to_owned() };
-    let mut text = format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}",
-        at.year(),
-        at.month(),
-        at.month_day(),
-        at.hour(),
-        at.minute(),
-        at.second(),
-        since.subsec_millis()
-    );
-    let (sign, minutes) = (if offset < 0 { '-' } else { '+' }, offset.unsigned_abs() / 60);
-    match minutes {
-        0 => text.push('Z'),
-        // Writing to a string cannot fail.
-        _ => drop(write!(text, "{sign}{:02}:{:02}", minutes / 60, minutes % 60)),
+    let mut text = String::new();
+    // It fails in a year beyond two billion only.
+    if write!(text, "{}", LocalTime { unix_ms: since.as_millis() as u64, utc_offset_s: offset }).is_err() {
+        return "-".to_owned();
     }
-    text
+    match text.strip_suffix("+00:00").or_else(|| text.strip_suffix("-00:00")) {
+        Some(utc) => format!("{utc}Z"),
+        None => text,
+    }
 }
 
 fn warning(now: SystemTime, built_at: u64) -> Option<String> {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use log::kv::{Error, Key, Value, VisitSource, VisitValue};
+use log::kv::{Error, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Record};
 use serde_json::json;
 use simplelog::{ConfigBuilder, WriteLogger};
@@ -117,45 +117,16 @@ impl Fields {
 
 impl<'a> VisitSource<'a> for Fields {
     fn visit_pair(&mut self, name: Key<'a>, value: Value<'a>) -> Result<(), Error> {
-        let mut json = JsonValue(serde_json::Value::Null);
-        value.visit(&mut json)?;
-        self.0.push((name.as_str().to_owned(), json.0));
+        self.0.push((name.as_str().to_owned(), json_value(&value)));
         Ok(())
     }
 }
 
 /// A field's value as JSON.
-struct JsonValue(serde_json::Value);
-
-impl<'a> VisitValue<'a> for JsonValue {
-    fn visit_any(&mut self, value: Value<'_>) -> Result<(), Error> {
-        self.visit_str(&value.to_string())
-    }
-
-    fn visit_u64(&mut self, value: u64) -> Result<(), Error> {
-        self.0 = json!(value);
-        Ok(())
-    }
-
-    fn visit_i64(&mut self, value: i64) -> Result<(), Error> {
-        self.0 = json!(value);
-        Ok(())
-    }
-
-    fn visit_f64(&mut self, value: f64) -> Result<(), Error> {
-        self.0 = json!(value);
-        Ok(())
-    }
-
-    fn visit_bool(&mut self, value: bool) -> Result<(), Error> {
-        self.0 = json!(value);
-        Ok(())
-    }
-
-    fn visit_str(&mut self, value: &str) -> Result<(), Error> {
-        self.0 = json!(text::printable(value, LONGEST));
-        Ok(())
-    }
+fn json_value(value: &Value<'_>) -> serde_json::Value {
+    let number = || value.to_u64().map(Into::into).or_else(|| value.to_i64().map(Into::into));
+    let found = value.to_bool().map(Into::into).or_else(number).or_else(|| value.to_f64().map(Into::into));
+    found.unwrap_or_else(|| json!(text::printable(&value.to_string(), LONGEST)))
 }
 
 /// The place of the level's word in a text line, for its colour.
