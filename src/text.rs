@@ -1,6 +1,8 @@
-//! Makes text from peers safe to show in the log, in the management API and on a terminal.
+//! Makes text from peers safe to show in the log, in the management API and on a terminal; percent-encoding.
 
 use std::borrow::Cow;
+
+use data_encoding::HEXLOWER_PERMISSIVE;
 
 /// Whether a character can be shown as it is: no control character (C0, DEL, C1), no line or paragraph separator, and no
 /// character that changes the direction of the text around it.
@@ -61,6 +63,32 @@ fn bounded(text: &str, is_plain: impl Fn(char) -> bool) -> Cow<'_, str> {
         shown = Cow::Owned(format!("{}…", escaped(&text[..end], is_plain)));
     }
     shown
+}
+
+/// A part of a URL without its percent-encoding (RFC 3986 section 2.1); `None` when that is broken or no
+/// UTF-8 comes out.
+pub(crate) fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.as_bytes().split_at_checked(2)?;
+        bytes.extend(HEXLOWER_PERMISSIVE.decode(digits).ok()?);
+        bytes.extend_from_slice(rest);
+    }
+    String::from_utf8(bytes).ok().map(Cow::Owned)
+}
+
+/// A text that any part of a URL can hold (RFC 3986 section 2.3).
+pub(crate) fn percent_encode(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
 }
 
 #[cfg(test)]

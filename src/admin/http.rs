@@ -1,14 +1,12 @@
 //! HTTP/1.1 (RFC 9112) as far as the management API needs it: parsing requests.
 
-use std::borrow::Cow;
-
-use data_encoding::HEXLOWER_PERMISSIVE;
 pub use http::Method;
 use httparse::Status;
 
 use super::body::Framing;
 use super::error::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_SOUND_BYTES, RequestError};
 use super::forwarded::Forwarded;
+use crate::text::percent_decode;
 
 /// A request without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,8 +78,8 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<RequestHead>, RequestError> {
         body = body.and(Err(RequestError::ExpectationFailed));
     }
     let connection = |option: &str| {
-        let fields = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("connection"));
-        let mut options = fields.flat_map(|field| field.value.split(|byte| *byte == b','));
+        let fields = values(request.headers, "connection");
+        let mut options = fields.flat_map(|value| value.split(|byte| *byte == b','));
         options.any(|found| found.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
     };
     Ok(Some(RequestHead {
@@ -93,10 +91,8 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<RequestHead>, RequestError> {
         host: one("host"),
         authority: authority.map(str::to_owned),
         forwarded: Forwarded::of(request.headers),
-        is_cross_site: request.headers.iter().any(|field| {
-            let value = field.value.trim_ascii();
-            field.name.eq_ignore_ascii_case("sec-fetch-site") && value != b"same-origin" && value != b"none"
-        }),
+        is_cross_site: values(request.headers, "sec-fetch-site")
+            .any(|value| value != b"same-origin" && value != b"none"),
         origin: one("origin"),
         last_event_id: one("last-event-id").and_then(|id| id.parse().ok()),
         accepts_gzip: accepts_gzip(request.headers),
@@ -134,12 +130,12 @@ fn split_target<'a>(method: &str, target: &'a str) -> Option<(Option<&'a str>, &
 
 /// What is wrong with the `Host` field (RFC 9112 section 3.2).
 fn bad_host(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Option<&'static str> {
-    let mut hosts = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let mut hosts = values(fields, "host");
     let Some(host) = hosts.next() else { return is_http_1_1.then_some("it has no Host") };
     if hosts.next().is_some() {
         return Some("it has more than one Host");
     }
-    let valid = std::str::from_utf8(host.value.trim_ascii()).is_ok_and(is_authority);
+    let valid = std::str::from_utf8(host).is_ok_and(is_authority);
     (!valid).then_some("its Host is not a host name or IP address with an optional port")
 }
 
@@ -158,18 +154,21 @@ fn is_authority(text: &str) -> bool {
     is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
-/// The value of a field that is to be there once; the last, when it is there more often.
-fn header_value(fields: &[httparse::Header<'_>], name: &str) -> Option<String> {
-    let found = fields.iter().rfind(|field| field.name.eq_ignore_ascii_case(name))?;
-    Some(String::from_utf8_lossy(found.value.trim_ascii()).into_owned())
+/// The values of all fields of this name.
+fn values<'a>(fields: &[httparse::Header<'a>], name: &'static str) -> impl Iterator<Item = &'a [u8]> + Clone {
+    let named = fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
+    named.map(|field| field.value.trim_ascii())
 }
 
-/// RFC 9112 section 6.3, strictly: a request with two lengths is refused.
+/// The value of a field that is to be there once; the last, when it is there more often.
+fn header_value(fields: &[httparse::Header<'_>], name: &'static str) -> Option<String> {
+    values(fields, name).last().map(|value| String::from_utf8_lossy(value).into_owned())
+}
+
 /// Whether a content coding is accepted (RFC 9110 section 12.5.3): it is named, and not with a weight of 0.
 fn accepts_gzip(fields: &[httparse::Header<'_>]) -> bool {
-    let fields = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("accept-encoding"));
-    let mut codings =
-        fields.filter_map(|field| str::from_utf8(field.value).ok()).flat_map(|list| list.split(','));
+    let lists = values(fields, "accept-encoding").filter_map(|list| str::from_utf8(list).ok());
+    let mut codings = lists.flat_map(|list| list.split(','));
     codings.any(|coding| {
         let (name, weight) = coding.split_once(';').unwrap_or((coding, "q=1"));
         let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
@@ -177,12 +176,12 @@ fn accepts_gzip(fields: &[httparse::Header<'_>]) -> bool {
     })
 }
 
+/// RFC 9112 section 6.3, strictly: a request with two lengths is refused.
 fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<Framing, RequestError> {
-    let all = |name: &'static str| fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
-    let mut lengths = all("content-length");
+    let mut lengths = values(fields, "content-length");
     let first = lengths.next();
-    let mut codings = all("transfer-encoding").flat_map(|field| field.value.split(|byte| *byte == b','));
-    if all("transfer-encoding").next().is_some() {
+    let mut codings = values(fields, "transfer-encoding").flat_map(|value| value.split(|byte| *byte == b','));
+    if values(fields, "transfer-encoding").next().is_some() {
         if first.is_some() {
             return Err(RequestError::Malformed("it has a Content-Length and a Transfer-Encoding"));
         }
@@ -202,29 +201,12 @@ fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<Fra
             false => Err(RequestError::Malformed("its Transfer-Encoding is not chunked once")),
         };
     }
-    let Some(first) = first else { return Ok(Framing::Length(0)) };
-    let digits = first.value.trim_ascii();
+    let Some(digits) = first else { return Ok(Framing::Length(0)) };
     if lengths.next().is_some() || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(RequestError::Malformed("its Content-Length is not one whole number"));
     }
     let length = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
     length.filter(|length| *length <= MAX_SOUND_BYTES).map(Framing::Length).ok_or(RequestError::BodyTooLong)
-}
-
-/// A path segment or query value without its percent-encoding (RFC 3986 section 2.1); `None` when that is broken or no
-/// UTF-8 comes out.
-pub fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Some(Cow::Borrowed(text));
-    }
-    let mut parts = text.split('%');
-    let mut bytes = parts.next()?.as_bytes().to_vec();
-    for part in parts {
-        let (digits, rest) = part.as_bytes().split_at_checked(2)?;
-        bytes.extend(HEXLOWER_PERMISSIVE.decode(digits).ok()?);
-        bytes.extend_from_slice(rest);
-    }
-    String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
 #[cfg(test)]

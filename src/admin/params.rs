@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::http::percent_decode;
 use crate::proto::message::{BadMessage, JsonObject};
+use crate::text::percent_decode;
 
 /// Characters of a bad value that are shown.
 const SHOWN: usize = 40;

@@ -1,5 +1,7 @@
 //! Responses of the management API.
 
+use http::StatusCode;
+
 use crate::packed::Packed;
 
 /// What a client is waiting for before it sends the body (RFC 9110 section 15.2.1).
@@ -81,29 +83,15 @@ impl Response {
     }
 }
 
-/// The phrase for a status (RFC 9110 section 15).
+/// The phrase for a status (RFC 9110 section 15, which renamed two of them).
 pub fn reason_phrase(status: u16) -> &'static str {
     match status {
-        200 => "OK",
-        202 => "Accepted",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        409 => "Conflict",
         413 => "Content Too Large",
-        417 => "Expectation Failed",
         422 => "Unprocessable Content",
-        429 => "Too Many Requests",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        501 => "Not Implemented",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        _ => "Unknown",
+        _ => {
+            let known = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+            known.unwrap_or("Unknown")
+        }
     }
 }
 

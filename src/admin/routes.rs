@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::Method;
 
 use super::error::{ApiError, ErrorStyle, MAX_BODY_BYTES, MAX_SOUND_BYTES};
-use super::http::percent_decode;
+use crate::text::percent_decode;
 
 /// What a call is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,26 +129,7 @@ impl Endpoint {
             Self::Notify | Self::Session | Self::EndSession => Scope::DeviceWorker,
             Self::Metrics | Self::DevicesStatus | Self::Disconnect | Self::Messages => Scope::AllWorkers,
             Self::Sessions | Self::Servers | Self::Deny | Self::Allow => Scope::AllWorkers,
-            Self::Health
-            | Self::Ready
-            | Self::OpenApi
-            | Self::Dashboard
-            | Self::Catalogue
-            | Self::NotifyState => Scope::AnyWorker,
-            Self::Calls
-            | Self::Call
-            | Self::Gateways
-            | Self::Denied
-            | Self::Credentials
-            | Self::Check
-            | Self::CheckReport
-            | Self::Reload
-            | Self::Drain
-            | Self::Config
-            | Self::Errors
-            | Self::Events
-            | Self::Log
-            | Self::CommandResult => Scope::AnyWorker,
+            _ => Scope::AnyWorker,
         }
     }
 

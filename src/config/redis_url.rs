@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::chat_server::split_authority;
 use super::{ChatServerConfig, Secret};
+use crate::text::{percent_decode, percent_encode};
 
 /// What is allowed.
 const ALLOWED: &str = "redis[s]://[user:password@]host[:port][/database], user and password percent-encoded";
@@ -41,7 +42,7 @@ impl fmt::Display for BadRedisUrl {
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.target.tls { "rediss" } else { "redis" };
-        let user = self.user.as_deref().map_or(String::new(), percent_encoded);
+        let user = self.user.as_deref().map_or(String::new(), percent_encode);
         let login = match (&self.user, &self.password) {
             (None, None) => String::new(),
             (Some(_), None) => format!("{user}@"),
@@ -89,41 +90,14 @@ impl FromStr for RedisUrl {
         let shown = if host.contains(':') { format!("[{host}]") } else { host };
         let scheme = if tls { "wss" } else { "ws" };
         let target = format!("{scheme}://{shown}:{port}/").parse().map(Box::new).map_err(|_| BAD)?;
+        if !login.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(BAD);
+        }
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
-        let (user, password) = (percent_decoded(user).ok_or(BAD)?, percent_decoded(password).ok_or(BAD)?);
-        let user = (!user.is_empty()).then_some(user);
+        let (user, password) = (percent_decode(user).ok_or(BAD)?, percent_decode(password).ok_or(BAD)?);
+        let user = (!user.is_empty()).then(|| user.into_owned());
         Ok(Self { url: url.to_owned(), target, user, password: Secret::new(&password), database })
     }
-}
-
-/// The text that percent-encoding (RFC 3986 section 2.1) stands for.
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((byte, after)) = rest.split_first() {
-        rest = after;
-        bytes.push(match byte {
-            b'%' => {
-                let (digits, after) = rest.split_at_checked(2)?;
-                rest = after;
-                if !digits.iter().all(u8::is_ascii_hexdigit) {
-                    return None;
-                }
-                u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?
-            }
-            byte if byte.is_ascii_graphic() => *byte,
-            _ => return None,
-        });
-    }
-    String::from_utf8(bytes).ok()
-}
-
-fn percent_encoded(text: &str) -> String {
-    let encode = |byte: u8| match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        byte => format!("%{byte:02X}"),
-    };
-    text.bytes().map(encode).collect()
 }
 
 /// Whether this can be the name of a gateway: it stands in log lines and keys.

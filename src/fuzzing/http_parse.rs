@@ -8,10 +8,11 @@ use crate::admin::body::{Body, Framing};
 use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_SOUND_BYTES};
 use crate::admin::forwarded::Forwarded;
-use crate::admin::http::{Method, RequestHead, parse_head, percent_decode};
+use crate::admin::http::{Method, RequestHead, parse_head};
 use crate::admin::params::query_value;
 use crate::admin::routes::{self, Access, RouteMatch};
 use crate::config::{Config, Secret};
+use crate::text::percent_decode;
 
 const TOKEN: &str = "a-token-of-sixteen-bytes";
 

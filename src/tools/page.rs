@@ -8,6 +8,7 @@ use crate::admin::auth::todays_token;
 use crate::clock::{local_time_zone, wall_clock};
 use crate::config::Config;
 use crate::net::media::credentials::local_address;
+use crate::text::percent_encode;
 
 /// The page's URL, for a management API that listens here.
 pub fn page_url(api: SocketAddr, is_tls: bool) -> String {
@@ -53,7 +54,8 @@ impl Page {
             ));
         }
         let url = page_url(api, config.api.tls.enabled);
-        let link = token.as_ref().map_or(url.clone(), |token| format!("{url}#token={}", escaped(token)));
+        let link =
+            token.as_ref().map_or(url.clone(), |token| format!("{url}#token={}", percent_encode(token)));
         Ok(Self { url, token, daily: is_daily, link })
     }
 
@@ -70,15 +72,6 @@ impl Page {
         }
         Self::new(config, SocketAddr::new(config.api_host(), config.api.port))
     }
-}
-
-/// A value in the part of a URL behind `#`, as URLSearchParams reads it.
-fn escaped(value: &str) -> String {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
-    value
-        .bytes()
-        .map(|byte| if plain(&byte) { char::from(byte).into() } else { format!("%{byte:02X}") })
-        .collect()
 }
 
 #[cfg(test)]
