@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -104,9 +104,9 @@ fn seconds(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1000.0
 }
 
-/// What `GET /api/sessions` answers.
-#[derive(Debug, Serialize)]
-pub struct SessionPage {
+/// What `GET /api/sessions` answers, of one worker or gateway, or joined.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub struct SessionPage<Next = u64> {
     /// Connected devices, on this page or another.
     pub devices: usize,
     /// Calls going on.
@@ -114,7 +114,7 @@ pub struct SessionPage {
     /// Whether the gateway takes no new devices and ends with its last call.
     pub draining: bool,
     /// `after` for the next page; none on the last.
-    pub next: Option<u64>,
+    pub next: Option<Next>,
     /// This page.
     pub sessions: Vec<Box<RawValue>>,
 }

@@ -34,7 +34,7 @@ pub struct ApiError {
     /// Stable, for programs.
     pub code: &'static str,
     /// A sentence, for people.
-    sentence: Cow<'static, str>,
+    pub sentence: Cow<'static, str>,
     header: Option<(&'static str, String)>,
 }
 

@@ -17,6 +17,12 @@ pub enum Forwarded {
 const CLIENT_FIELDS: [&str; 5] =
     ["x-forwarded-for", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"];
 
+/// Whether a field of this name says for whom a proxy has passed a request on.
+pub fn names_client(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name == "forwarded" || name.starts_with("x-forwarded") || CLIENT_FIELDS.contains(&name.as_str())
+}
+
 impl Forwarded {
     /// By `Forwarded` (RFC 7239), `Via`, `X-Forwarded-*`, `X-Real-IP` and the like. A client can send any of them, so every
     /// value counts and not only the last: what names another machine never becomes this one by what is added.

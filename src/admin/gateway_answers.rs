@@ -10,6 +10,7 @@ use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::answer::json_response;
+use super::dto::SessionPage;
 use super::error::{ApiError, ErrorStyle};
 use super::response::Response;
 use super::routes::Endpoint;
@@ -37,31 +38,11 @@ pub struct Missing {
 
 type Items = Vec<Box<RawValue>>;
 
-/// A page of `GET /api/sessions`, of one gateway or joined.
-#[derive(Deserialize, Serialize)]
-struct Sessions<Next> {
-    devices: u64,
-    calls: u64,
-    draining: bool,
-    next: Option<Next>,
-    sessions: Items,
-}
-
 /// A page of `GET /api/calls`.
 #[derive(Deserialize, Serialize)]
 struct Calls {
     calls: Items,
     next: Option<u64>,
-}
-
-#[derive(Deserialize, Serialize)]
-struct Servers {
-    servers: Items,
-}
-
-#[derive(Deserialize, Serialize)]
-struct Errors {
-    errors: Items,
 }
 
 /// What orders an item.
@@ -153,9 +134,8 @@ fn named(items: Items, gateway: &str) -> impl Iterator<Item = Box<RawValue>> {
 
 /// A page goes on with the next gateway while all of that one's page fits, so that `next` is a place at one gateway.
 fn join_sessions(answers: Vec<GatewayAnswer>, limit: usize, mut missing: Missing) -> Response {
-    let mut joined: Sessions<String> =
-        Sessions { devices: 0, calls: 0, draining: false, next: None, sessions: Vec::new() };
-    for (name, run, page) in read::<Sessions<u64>>(answers, &mut missing) {
+    let mut joined = SessionPage::<String>::default();
+    for (name, run, page) in read::<SessionPage>(answers, &mut missing) {
         joined.devices += page.devices;
         joined.calls += page.calls;
         joined.draining |= page.draining;
@@ -179,7 +159,7 @@ fn join_calls(answers: Vec<GatewayAnswer>, limit: usize, mut missing: Missing) -
     let mut shown_to = 0;
     for (name, _, page) in read::<Calls>(answers, &mut missing) {
         shown_to = page.next.map_or(shown_to, |next| shown_to.max(next));
-        all.extend(named(page.calls, &name).filter_map(with_id));
+        all.extend(named(page.calls, &name).filter_map(|call| Some((id_of(&call)?, call))));
     }
     all.sort_by_key(|(id, _)| Reverse(*id));
     let total = all.len();
@@ -194,23 +174,27 @@ fn join_calls(answers: Vec<GatewayAnswer>, limit: usize, mut missing: Missing) -
     respond(Calls { calls: all.into_iter().map(|(_, call)| call).collect(), next }, missing)
 }
 
-fn with_id(item: Box<RawValue>) -> Option<(u64, Box<RawValue>)> {
-    serde_json::from_str::<Id>(item.get()).ok().map(|id| (id.id, item))
+fn id_of(item: &RawValue) -> Option<u64> {
+    serde_json::from_str::<Id>(item.get()).ok().map(|id| id.id)
+}
+
+/// The items of all lists with this key, in the order of the gateways.
+fn join_lists(answers: Vec<GatewayAnswer>, key: &str, missing: &mut Missing) -> Items {
+    let all = read::<BTreeMap<String, Items>>(answers, missing).into_iter();
+    let lists = all.filter_map(|(name, _, mut body)| Some((name, body.remove(key)?)));
+    lists.flat_map(|(name, items)| named(items, &name).collect::<Vec<_>>()).collect()
 }
 
 fn join_servers(answers: Vec<GatewayAnswer>, mut missing: Missing) -> Response {
-    let all = read::<Servers>(answers, &mut missing);
-    let servers = all.into_iter().flat_map(|(name, _, list)| named(list.servers, &name).collect::<Vec<_>>());
-    respond(Servers { servers: servers.collect() }, missing)
+    let servers = join_lists(answers, "servers", &mut missing);
+    respond(BTreeMap::from([("servers", servers)]), missing)
 }
 
 /// The newest first.
 fn join_errors(answers: Vec<GatewayAnswer>, mut missing: Missing) -> Response {
-    let all = read::<Errors>(answers, &mut missing);
-    let errors = all.into_iter().flat_map(|(name, _, list)| named(list.errors, &name).collect::<Vec<_>>());
-    let mut errors: Vec<_> = errors.filter_map(with_id).collect();
-    errors.sort_by_key(|(at, _)| Reverse(*at));
-    respond(Errors { errors: errors.into_iter().map(|(_, error)| error).collect() }, missing)
+    let mut errors = join_lists(answers, "errors", &mut missing);
+    errors.sort_by_cached_key(|error| Reverse(id_of(error)));
+    respond(BTreeMap::from([("errors", errors)]), missing)
 }
 
 fn join_disconnected(answers: Vec<GatewayAnswer>, mut missing: Missing) -> Response {

@@ -38,8 +38,8 @@ pub struct NewFile {
     pub request_id: u64,
     /// The client id or MAC in that request.
     pub device: String,
-    /// The whole file, which was checked.
-    pub bytes: Vec<u8>,
+    /// The whole file, which was checked. Empty when it had to make room.
+    pub bytes: Arc<[u8]>,
     /// What the check found.
     pub found: OggOpus,
     /// The message for a device that does not fetch it.
@@ -48,26 +48,13 @@ pub struct NewFile {
 
 #[derive(Debug)]
 struct NotifyFile {
-    id: String,
-    request_id: u64,
-    device: String,
-    /// Empty when they had to make room.
-    bytes: Arc<[u8]>,
+    file: NewFile,
     length: usize,
-    found: OggOpus,
     kept_at: Instant,
     fetches: u32,
     last_fetch: Option<Instant>,
-    fallback: Fallback,
-}
-
-/// The message for a device that does not fetch its file.
-#[derive(Debug, PartialEq, Eq)]
-enum Fallback {
-    None,
-    Waiting(String),
-    NotNeeded,
-    Sent,
+    /// The device was sent the message in its place.
+    is_replaced: bool,
 }
 
 /// There is no room for another file.
@@ -81,82 +68,75 @@ impl NotifyFiles {
     /// When files that were not fetched take up the room.
     pub fn insert(&mut self, file: NewFile, now: Instant) -> Result<(), StoreFull> {
         self.make_room(file.bytes.len(), now)?;
-        self.bytes += file.bytes.len();
+        let length = file.bytes.len();
+        self.bytes += length;
         self.files.push_back(NotifyFile {
-            id: file.id,
-            request_id: file.request_id,
-            device: file.device,
-            length: file.bytes.len(),
-            bytes: file.bytes.into(),
-            found: file.found,
+            file,
+            length,
             kept_at: now,
             fetches: 0,
             last_fetch: None,
-            fallback: file.fallback.map_or(Fallback::None, Fallback::Waiting),
+            is_replaced: false,
         });
         Ok(())
     }
 
     fn make_room(&mut self, length: usize, now: Instant) -> Result<(), StoreFull> {
         while self.files.front().is_some_and(|file| !file.is_kept(now)) {
-            self.bytes -= self.files.pop_front().map_or(0, |file| file.bytes.len());
+            self.bytes -= self.files.pop_front().map_or(0, |kept| kept.file.bytes.len());
         }
         if self.files.len() >= MAX_FILES {
             let fetched = self.files.iter().position(|file| file.fetches > 0).ok_or(StoreFull)?;
-            self.bytes -= self.files.remove(fetched).map_or(0, |file| file.bytes.len());
+            self.bytes -= self.files.remove(fetched).map_or(0, |kept| kept.file.bytes.len());
         }
         let fetched = |file: &&mut NotifyFile| file.fetches > 0;
         let mut oldest = self.files.iter_mut().filter(fetched);
         while self.bytes + length > MAX_BYTES {
-            let file = oldest.next().ok_or(StoreFull)?;
-            self.bytes -= std::mem::take(&mut file.bytes).len();
+            let kept = oldest.next().ok_or(StoreFull)?;
+            self.bytes -= std::mem::take(&mut kept.file.bytes).len();
         }
         Ok(())
     }
 
     /// The bytes of a file, for a device that fetches it.
     pub fn fetch(&mut self, id: &str, now: Instant) -> Option<Arc<[u8]>> {
-        let file = self.files.iter_mut().find(|file| file.id == id && file.is_kept(now))?;
-        if file.bytes.is_empty() {
+        let kept = self.files.iter_mut().find(|kept| kept.file.id == id && kept.is_kept(now))?;
+        if kept.file.bytes.is_empty() {
             return None;
         }
-        file.fetches = file.fetches.saturating_add(1);
-        file.last_fetch = Some(now);
-        if matches!(file.fallback, Fallback::Waiting(_)) {
-            file.fallback = Fallback::NotNeeded;
-        }
-        Some(file.bytes.clone())
+        kept.fetches = kept.fetches.saturating_add(1);
+        kept.last_fetch = Some(now);
+        Some(kept.file.bytes.clone())
     }
 
     /// The file that this request brought.
     pub fn of_request(&self, request_id: u64) -> Option<Arc<[u8]>> {
-        self.files.iter().find(|file| file.request_id == request_id).map(|file| file.bytes.clone())
+        let kept = self.files.iter().find(|kept| kept.file.request_id == request_id);
+        kept.map(|kept| kept.file.bytes.clone())
     }
 
     /// Forgets the file that this request brought: its device was not told of it.
     pub fn forget(&mut self, request_id: u64) {
-        if let Some(index) = self.files.iter().position(|file| file.request_id == request_id) {
-            self.bytes -= self.files.remove(index).map_or(0, |file| file.bytes.len());
+        if let Some(index) = self.files.iter().position(|kept| kept.file.request_id == request_id) {
+            self.bytes -= self.files.remove(index).map_or(0, |kept| kept.file.bytes.len());
         }
     }
 
     /// The devices that have not fetched their file in time, and the message for each. Every message is returned once.
     pub fn take_fallbacks(&mut self, now: Instant) -> Vec<(String, String)> {
-        let late = self.files.iter_mut().filter(|file| now >= file.kept_at + FETCH_WAIT);
-        late.filter_map(|file| match std::mem::replace(&mut file.fallback, Fallback::Sent) {
-            Fallback::Waiting(message) => Some((file.device.clone(), message)),
-            other => {
-                file.fallback = other;
-                None
-            }
+        let late = self.files.iter_mut().filter(|kept| kept.fetches == 0 && now >= kept.kept_at + FETCH_WAIT);
+        late.filter_map(|kept| {
+            let message = kept.file.fallback.take()?;
+            kept.is_replaced = true;
+            Some((kept.file.device.clone(), message))
         })
         .collect()
     }
 
     /// `GET /api/notify/{id}`.
     pub fn response(&self, id: &str, now: Instant) -> Response {
-        match self.files.iter().find(|file| file.id == id && file.is_kept(now)) {
-            Some(file) => Response::json(200, file.to_json(now).to_string()),
+        match self.files.iter().find(|kept| kept.file.id == id && kept.is_kept(now)) {
+            Some(kept) => Response::json(200, kept.to_json(now).to_string()),
             None => Response::error(404, "no_file", "There was no file of this id in the last 10 minutes."),
         }
     }
@@ -169,17 +149,17 @@ impl NotifyFile {
 
     fn to_json(&self, now: Instant) -> Value {
         let ago = |at: Instant| now.saturating_duration_since(at).as_millis() as u64;
-        let fallback = match self.fallback {
-            Fallback::None => "none",
-            Fallback::Waiting(_) => "waiting",
-            Fallback::NotNeeded => "not_needed",
-            Fallback::Sent => "sent",
+        let fallback = match &self.file.fallback {
+            _ if self.is_replaced => "sent",
+            None => "none",
+            Some(_) if self.fetches > 0 => "not_needed",
+            Some(_) => "waiting",
         };
         json!({
-            "id": self.id,
-            "device": self.device,
+            "id": self.file.id,
+            "device": self.file.device,
             "bytes": self.length,
-            "durationMs": self.found.duration_ms,
+            "durationMs": self.file.found.duration_ms,
             "fetched": self.fetches > 0,
             "fetches": self.fetches,
             "createdMsAgo": ago(self.kept_at),
@@ -199,7 +179,7 @@ mod tests {
             id: id.to_string(),
             request_id: id as u64,
             device: format!("device {id}"),
-            bytes: vec![7; length],
+            bytes: vec![7; length].into(),
             found: OggOpus { packets: 1, duration_ms: 60 },
             fallback: fallback.map(str::to_owned),
         }

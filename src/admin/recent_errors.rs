@@ -139,7 +139,7 @@ impl RecentErrorKind {
     }
 
     /// What to look at.
-    pub fn advice(self) -> &'static str {
+    fn advice(self) -> &'static str {
         match self {
             Self::ServerFailing | Self::NoServer | Self::ServerLost => {
                 "Is the chat server up, and is its URL right? The sub-command check dials every one and says what is wrong."
@@ -189,19 +189,20 @@ impl RecentErrorKind {
     }
 }
 
-/// An error and how often it occurred.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecentError {
+/// An error and how often it occurred, as `GET /api/errors` shows it.
+#[derive(Debug, Serialize)]
+struct RecentError {
+    /// What to look at.
+    advice: &'static str,
     /// Milliseconds since 1970, of the last time.
-    pub last_seen_ms: u64,
-    /// Its kind.
-    pub kind: RecentErrorKind,
+    at: u64,
+    code: RecentErrorKind,
     /// The device's client id, or the address of one that has none.
-    pub device: Option<Box<str>>,
+    device: Option<Box<str>>,
     /// What happened.
-    pub message: Box<str>,
+    sentence: Box<str>,
     /// How often the same error occurred.
-    pub count: u32,
+    times: u32,
 }
 
 /// The last few of each kind.
@@ -212,39 +213,24 @@ impl RecentErrors {
     /// Records one; beyond the limit the oldest of its kind is dropped.
     pub fn record(&mut self, at: u64, kind: RecentErrorKind, device: Option<&str>, sentence: &str) {
         let sentence = text::printable(sentence, MAX_MESSAGE_BYTES);
-        let of_kind = |error: &RecentError| error.kind == kind;
+        let of_kind = |error: &RecentError| error.code == kind;
         let same = self.0.iter().position(|known| {
-            of_kind(known) && known.device.as_deref() == device && *known.message == *sentence
+            of_kind(known) && known.device.as_deref() == device && *known.sentence == *sentence
         });
         let full = self.0.iter().filter(|known| of_kind(known)).count() >= MAX_PER_KIND;
         let leaves = same.or_else(|| self.0.iter().position(of_kind).filter(|_| full));
         let left = leaves.and_then(|place| self.0.remove(place));
         let times = match (same, left) {
-            (Some(_), Some(left)) => left.count.saturating_add(1),
+            (Some(_), Some(left)) => left.times.saturating_add(1),
             _ => 1,
         };
-        self.0.push_back(RecentError {
-            last_seen_ms: at,
-            kind,
-            device: device.map(Box::from),
-            message: sentence.into(),
-            count: times,
-        });
+        let (device, sentence) = (device.map(Box::from), sentence.into());
+        self.0.push_back(RecentError { advice: kind.advice(), at, code: kind, device, sentence, times });
     }
 
     /// What `GET /api/errors` answers: the newest first.
     pub fn to_json(&self) -> String {
-        let errors = self.0.iter().rev().map(|error| {
-            json!({
-                "at": error.last_seen_ms,
-                "code": error.kind,
-                "device": error.device,
-                "sentence": error.message,
-                "advice": error.kind.advice(),
-                "times": error.count,
-            })
-        });
-        json!({ "errors": errors.collect::<Vec<_>>() }).to_string()
+        json!({ "errors": self.0.iter().rev().collect::<Vec<_>>() }).to_string()
     }
 }
 

@@ -54,7 +54,7 @@ impl Gateway {
         let (request_id, device) = (request.request_id, request.client_id.clone());
         let fallback = wanted.alert_message().filter(|_| wanted.falls_back);
         let has_fallback = fallback.is_some();
-        let file = NewFile { id, request_id, device, bytes, found, fallback };
+        let file = NewFile { id, request_id, device, bytes: bytes.into(), found, fallback };
         if self.admin.notify_files.insert(file, self.io.now).is_err() {
             let why = "The sounds of the last 10 minutes that no device has fetched take up all room (32 MiB, 4096 files).";
             return Err(ApiError::new(503, "no_room", why));

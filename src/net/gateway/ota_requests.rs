@@ -132,7 +132,7 @@ impl Gateway {
                     Err(why) => (Some(why), self.own_answer(&section)),
                 }
             }
-            (Asked::Activation, Ok((status, body))) => (None, OtaResponse::json_bytes(status, body)),
+            (Asked::Activation, Ok((status, body))) => (None, OtaResponse::json(status, body)),
             (Asked::Activation, Err(why)) => {
                 (Some(why), OtaResponse::error(502, "The server that activates devices does not answer."))
             }

@@ -283,14 +283,11 @@ impl Connection {
 /// The status and a sentence about a request that is not served, whoever sends it.
 fn describe(refusal: RequestError) -> (u16, String) {
     match refusal {
-        RequestError::Malformed(why) => (400, format!("This is not an HTTP/1.1 request: {why}.")),
         RequestError::HeadTooLong => (431, format!("A request's head may have {MAX_HEAD_BYTES} bytes.")),
         RequestError::BodyTooLong => (413, format!("A request's body may have {MAX_BODY_BYTES} bytes.")),
-        RequestError::UnsupportedTransferCoding => {
-            (501, "The only supported transfer coding is chunked.".to_owned())
-        }
-        RequestError::ExpectationFailed => {
-            (417, "The only supported expectation is 100-continue.".to_owned())
+        other => {
+            let error = other.error();
+            (error.status, error.sentence.into_owned())
         }
     }
 }

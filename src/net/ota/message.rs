@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::admin::forwarded::names_client;
 use crate::admin::http::RequestHead;
-use crate::admin::response::reason_phrase;
+use crate::admin::response::{JSON, reason_phrase};
 
 /// A complete request.
 pub(crate) struct OtaRequest {
@@ -16,12 +17,7 @@ pub(crate) struct OtaRequest {
 impl OtaRequest {
     /// Whether an HTTP proxy says that it has passed this on for somebody else. A device sends none of these fields.
     pub(crate) fn is_forwarded(&self) -> bool {
-        const CLIENT_FIELDS: [&str; 5] =
-            ["forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"];
-        self.fields.iter().any(|(name, _)| {
-            let name = name.to_ascii_lowercase();
-            name.starts_with("x-forwarded") || CLIENT_FIELDS.contains(&name.as_str())
-        })
+        self.fields.iter().any(|(name, _)| names_client(name))
     }
 
     /// The value of a header field, if it is there and text.
@@ -39,14 +35,9 @@ pub(crate) struct OtaResponse {
 }
 
 impl OtaResponse {
-    /// A JSON text.
-    pub(crate) fn json(status: u16, body: String) -> Self {
-        Self::json_bytes(status, body.into_bytes())
-    }
-
-    /// What another server calls JSON.
-    pub(crate) fn json_bytes(status: u16, body: Vec<u8>) -> Self {
-        Self { status, content_type: "application/json; charset=utf-8", body: body.into() }
+    /// A JSON text, or what another server calls JSON.
+    pub(crate) fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self { status, content_type: JSON, body: body.into().into() }
     }
 
     /// An error: a sentence for people.
