@@ -24,7 +24,6 @@ use self::diagnosis::ServerDiagnosis;
 use self::report::{CheckReporter, Finding, Findings, ServerReport};
 use self::server::ServerCheck;
 use super::command_line::{self, CommandLine, usage_error};
-use super::language::translated;
 use super::step_report::{self, StepState};
 use super::terminal::Terminal;
 use crate::clock::clock_warning;
@@ -188,15 +187,15 @@ fn migrate(source: &Source) -> ExitCode {
     if !config.unused_keys.is_empty() {
         let unused = config.unused_keys.join(", ");
         let note = format!("note: left out, as this gateway does not use it: {unused}");
-        notes.print_line(&translated(&note));
+        notes.say(&note);
     }
     if node.env_file.is_none() {
         let note =
             "note: there is no .env in the working directory; run this where the Node.js gateway is started";
-        notes.print_line(&translated(note));
+        notes.say(note);
     }
     if config.mqtt.signature_key.is_some() || config.websocket.secret.is_some() {
-        notes.print_line(&translated("note: it holds your keys: let nobody but the gateway read it"));
+        notes.say("note: it holds your keys: let nobody but the gateway read it");
     }
     Terminal::stdout().print_line(config.to_file_text().trim_end());
     ExitCode::SUCCESS

@@ -48,7 +48,7 @@ pub fn run(args: Arguments) -> ExitCode {
         match demo(seconds, &mut terminal) {
             Ok(true) => return ExitCode::SUCCESS,
             Ok(false) => {}
-            Err(error) => terminal.print_line(&translated(&format!("The demo failed: {error}."))),
+            Err(error) => terminal.say(&format!("The demo failed: {error}.")),
         }
         ExitCode::FAILURE
     })
@@ -83,13 +83,11 @@ fn demo(seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
         &format!("         --UDP--> {udp:<16}                       {chat}"),
         "",
     ] {
-        terminal.print_line(&translated(line));
+        terminal.say(line);
     }
     if let Some(api) = addresses.api {
         let page = Page::new(&config, api)?;
-        terminal.print_line(&translated(
-            "Until the demo is over, the management page shows it (--seconds makes it longer):",
-        ));
+        terminal.say("Until the demo is over, the management page shows it (--seconds makes it longer):");
         terminal.print_line(&format!("  {}", page.link));
         terminal.print_line("");
     }
@@ -97,7 +95,7 @@ fn demo(seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
     let stopped = gateway.stop(Duration::from_secs(1));
     let (call, round_trip) = call.map_err(|failure| failure.to_string())?;
     stopped.map_err(|error| format!("the gateway stopped with an error: {error}"))?;
-    summary(&call, &round_trip).iter().for_each(|line| terminal.print_line(&translated(line)));
+    summary(&call, &round_trip).iter().for_each(|line| terminal.say(line));
     Ok(round_trip.echoed > 0)
 }
 

@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use super::language::translated;
+
 /// An output for people. A closed pipe is not an error.
 pub(super) struct Terminal {
     out: Box<dyn Write>,
@@ -38,11 +40,16 @@ impl Terminal {
         self.write(&text);
     }
 
-    /// Prints lines below an empty line and a heading; nothing when there are none.
+    /// Prints a line in the language of this process.
+    pub(super) fn say(&mut self, line: &str) {
+        self.print_line(&translated(line));
+    }
+
+    /// Prints lines below an empty line and a heading in the language of this process; nothing when there are none.
     pub(super) fn print_list(&mut self, heading: &str, mark: &str, lines: &[String]) {
         if !lines.is_empty() {
             self.print_line("");
-            self.print_line(heading);
+            self.say(heading);
         }
         lines.iter().for_each(|line| self.print_line(&format!("{mark}{line}")));
     }

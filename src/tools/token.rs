@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use pico_args::Arguments;
 
 use super::command_line::{self, CommandLine, usage_error};
-use super::language::translated;
 use super::page::Page;
 use super::step_report;
 use super::terminal::Terminal;
@@ -36,7 +35,7 @@ pub fn run(args: Arguments) -> ExitCode {
             let mut terminal = Terminal::stdout();
             match json {
                 true => terminal.print_line(&step_report::to_json(&page)),
-                false => lines(&page).iter().for_each(|line| terminal.print_line(&translated(line))),
+                false => lines(&page).iter().for_each(|line| terminal.say(line)),
             }
             ExitCode::SUCCESS
         }

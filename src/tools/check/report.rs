@@ -150,11 +150,11 @@ impl CheckReporter {
             (Some(file), None) => ("gateway", format!("Checking {file}")),
             (Some(file), Some(node)) => ("node", format!("Checking {file}: {node}")),
         };
-        terminal.print_line(&translated(&heading));
+        terminal.say(&heading);
         let environment: Vec<_> = source.variables().into_iter().map(str::to_owned).collect();
         if !environment.is_empty() {
             let set = format!("Set by the environment: {}", environment.join(", "));
-            terminal.print_line(&translated(&set));
+            terminal.say(&set);
         }
         let env_file = config.node_config.as_ref().and_then(|node| node.env_file.clone());
         let config = ConfigOrigin { file, shape, env_file, environment };
@@ -172,7 +172,7 @@ impl CheckReporter {
         self.report.problems = errors.iter().map(ToString::to_string).collect();
         let problems: Vec<_> =
             self.report.problems.iter().map(|problem| translated(problem).into()).collect();
-        self.terminal.print_list(&translated("The configuration cannot be used:"), "  - ", &problems);
+        self.terminal.print_list("The configuration cannot be used:", "  - ", &problems);
         self.report
     }
 
@@ -184,11 +184,11 @@ impl CheckReporter {
         self.show_servers();
         self.show_advice();
         self.terminal.print_line("");
-        self.terminal.print_line(&translated(match result {
+        self.terminal.say(match result {
             (false, _) => "Something fails.",
             (true, true) => "Nothing fails, but there are warnings.",
             (true, false) => "Everything works.",
-        }));
+        });
         self.report
     }
 
@@ -234,7 +234,7 @@ impl CheckReporter {
             wrap("  ", "  ", &cause, &mut lines);
             advice.iter().for_each(|advice| wrap("    -> ", "       ", &translated(advice), &mut lines));
         }
-        self.terminal.print_list(&translated("What to look at:"), "", &lines);
+        self.terminal.print_list("What to look at:", "", &lines);
     }
 }
 

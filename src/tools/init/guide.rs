@@ -80,7 +80,7 @@ impl Guide {
     }
 
     pub(super) fn print(&self, terminal: &mut Terminal) {
-        self.lines(terminal.is_interactive()).iter().for_each(|line| terminal.print_line(&translated(line)));
+        self.lines(terminal.is_interactive()).iter().for_each(|line| terminal.say(line));
     }
 
     /// The text. Colours make the QR code right on a light terminal too.

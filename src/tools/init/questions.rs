@@ -5,7 +5,6 @@ use std::io::{self, BufRead, IsTerminal};
 use super::{Choices, parse_address, parse_macs, parse_server};
 use crate::net::media::credentials::local_address;
 use crate::net::ota::container::is_container;
-use crate::tools::language::translated;
 use crate::tools::terminal::Terminal;
 
 /// Asks for what the command line does not name, if somebody can answer.
@@ -14,7 +13,7 @@ pub(super) fn ask_missing(terminal: &mut Terminal, choices: &mut Choices) {
         return;
     }
     let mut answers = io::stdin().lock();
-    let mut print = |line: &str| terminal.print_line(&translated(line));
+    let mut print = |line: &str| terminal.say(line);
     if choices.server.is_none() {
         let question =
             "Chat server, a ws:// or wss:// URL? Empty: the built-in echo server, the best first test.";

@@ -95,7 +95,7 @@ impl<'a> ProbeReporter<'a> {
     pub(super) fn new(mut terminal: Terminal, options: &'a ProbeOptions) -> Self {
         let (target, client_id) = (options.target(), options.login.client_id.clone());
         let over = if options.tls { " over TLS" } else { "" };
-        terminal.print_line(&translated(&format!("Probing {target}{over} as device {client_id}")));
+        terminal.say(&format!("Probing {target}{over} as device {client_id}"));
         terminal.print_line("");
         let report =
             ProbeReport { target, client_id, ok: false, steps: Vec::new(), audio: None, hints: Vec::new() };
@@ -173,13 +173,13 @@ impl<'a> ProbeReporter<'a> {
         self.report.ok = all(&[StepState::Ok, StepState::Skipped]);
         let failed = !all(&[StepState::Ok, StepState::Skipped, StepState::Unknown]);
         self.terminal.print_line("");
-        self.terminal.print_line(&translated(match (self.report.ok, failed) {
+        self.terminal.say(match (self.report.ok, failed) {
             (true, _) => "A device's call works from here.",
             (false, true) => "Something fails.",
             (false, false) => "Not everything could be determined from here.",
-        }));
+        });
         let hints: Vec<_> = self.report.hints.iter().map(|hint| translated(hint).into_owned()).collect();
-        self.terminal.print_list(&translated("What to look at:"), "  - ", &hints);
+        self.terminal.print_list("What to look at:", "  - ", &hints);
         self.report
     }
 }
