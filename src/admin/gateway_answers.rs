@@ -45,6 +45,13 @@ struct Calls {
     next: Option<u64>,
 }
 
+/// What `GET /api/servers` and `GET /api/errors` answer. Fields that another version adds do not matter.
+#[derive(Deserialize)]
+struct List {
+    #[serde(alias = "servers", alias = "errors")]
+    items: Items,
+}
+
 /// What orders an item.
 #[derive(Deserialize)]
 struct Id {
@@ -178,21 +185,20 @@ fn id_of(item: &RawValue) -> Option<u64> {
     serde_json::from_str::<Id>(item.get()).ok().map(|id| id.id)
 }
 
-/// The items of all lists with this key, in the order of the gateways.
-fn join_lists(answers: Vec<GatewayAnswer>, key: &str, missing: &mut Missing) -> Items {
-    let all = read::<BTreeMap<String, Items>>(answers, missing).into_iter();
-    let lists = all.filter_map(|(name, _, mut body)| Some((name, body.remove(key)?)));
-    lists.flat_map(|(name, items)| named(items, &name).collect::<Vec<_>>()).collect()
+/// The items of all lists, in the order of the gateways.
+fn join_lists(answers: Vec<GatewayAnswer>, missing: &mut Missing) -> Items {
+    let all = read::<List>(answers, missing).into_iter();
+    all.flat_map(|(name, _, list)| named(list.items, &name).collect::<Vec<_>>()).collect()
 }
 
 fn join_servers(answers: Vec<GatewayAnswer>, mut missing: Missing) -> Response {
-    let servers = join_lists(answers, "servers", &mut missing);
+    let servers = join_lists(answers, &mut missing);
     respond(BTreeMap::from([("servers", servers)]), missing)
 }
 
 /// The newest first.
 fn join_errors(answers: Vec<GatewayAnswer>, mut missing: Missing) -> Response {
-    let mut errors = join_lists(answers, "errors", &mut missing);
+    let mut errors = join_lists(answers, &mut missing);
     errors.sort_by_cached_key(|error| Reverse(id_of(error)));
     respond(BTreeMap::from([("errors", errors)]), missing)
 }
@@ -294,6 +300,15 @@ mod tests {
         }
         let (_, answer) = joined(Endpoint::Sessions, 9, &[one, Value::Null, page(0, None, &[]), json!(7)]);
         assert_eq!((&answer["next"], &answer["unanswered"]), (&Value::Null, &json!(["g1", "g3"])));
+    }
+
+    #[test]
+    fn lists_are_joined_also_with_fields_of_another_version() {
+        let one = json!({"servers": [{"url": "ws://a"}], "since": 7});
+        let (_, answer) =
+            joined(Endpoint::Servers, 9, &[one, json!({}), json!({"servers": [{"url": "ws://b"}]})]);
+        let expected = json!([{"gateway": "g0", "url": "ws://a"}, {"gateway": "g2", "url": "ws://b"}]);
+        assert_eq!(answer, json!({"servers": expected, "unanswered": ["g1"]}));
     }
 
     #[test]
