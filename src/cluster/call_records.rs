@@ -5,10 +5,9 @@
 
 use std::time::Instant;
 
-use super::commands::REPLACE;
 use super::core::{Cluster, Expect};
 use super::device_record::{DeviceRecord, Origin};
-use super::presence::{CallRecord, Entry, RECORD_TTL_S, Registration};
+use super::presence::{CallRecord, Entry, Registration};
 use super::resp::Reply;
 use super::{GatewayId, Outcome, WaitingCall};
 use crate::proto::identity::Mac;
@@ -31,7 +30,7 @@ impl Cluster {
         if self.can_command() {
             let theirs =
                 DeviceRecord { connection: number, gateway: call_at, origin: Origin::Connected, ..own };
-            self.replace(mac, &own.to_string(), theirs, now);
+            self.replace(mac, own.to_string().as_bytes(), theirs, Expect::Anything, now);
         }
     }
 
@@ -68,11 +67,9 @@ impl Cluster {
                 }
             }
             _ => {
-                let own = entry.record(self.id, Origin::Restored).to_string();
-                let (key, found) = (self.device_key(mac), found.unwrap_or_default().to_vec());
-                let ttl = RECORD_TTL_S.as_bytes();
-                let parts: [&[u8]; 7] = [b"EVAL", REPLACE, b"1", key.as_bytes(), &found, own.as_bytes(), ttl];
-                self.command(&parts, Expect::CallRecordWritten(record), now);
+                let own = entry.record(self.id, Origin::Restored);
+                let what = Expect::CallRecordWritten(record);
+                self.replace(mac, found.unwrap_or_default(), own, what, now);
             }
         }
     }

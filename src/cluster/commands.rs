@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::core::{Cluster, DISTRUST, Expect, Expected};
+use super::core::{Cluster, DISTRUST, Expect, Expected, Settings};
 use super::frame::{self, Frame, kind};
 use super::name::{NAME_TTL_S, NameStep, REFRESH};
 use super::redis_connection::Connection;
@@ -47,38 +47,28 @@ impl Expect {
 impl Cluster {
     /// The first commands of a connection.
     pub(super) fn greet(&mut self, connection: Connection, now: Instant) {
-        let mut greeting: Vec<(Vec<Vec<u8>>, Expect)> = Vec::new();
-        let mut add = |parts: &[&[u8]], what| {
-            greeting.push((parts.iter().map(|part| part.to_vec()).collect(), what));
+        let (id, own, all) = (self.id, self.channel_of(self.id), self.key("all"));
+        let Settings { prefix, user, password, database, .. } = self.settings.clone();
+        let mut add = |parts: &[&[u8]], what| match connection {
+            Connection::Commands => self.command(parts, what, now),
+            // Its replies are told apart by what they are.
+            Connection::Subscriber => self.subscriber.command(parts),
         };
-        let settings = self.settings.clone();
-        match (&settings.user, &settings.password) {
+        match (&user, &password) {
             (Some(user), password) => {
                 add(&[b"AUTH", user.as_bytes(), password.as_deref().unwrap_or_default()], Expect::Login);
             }
             (None, Some(password)) => add(&[b"AUTH", password], Expect::Login),
             (None, None) => {}
         }
-        if settings.database != 0 && connection == Connection::Commands {
-            add(&[b"SELECT", settings.database.to_string().as_bytes()], Expect::Login);
+        if database != 0 && connection == Connection::Commands {
+            add(&[b"SELECT", database.to_string().as_bytes()], Expect::Login);
         }
-        let client = format!("{}:{}", settings.prefix, self.id);
-        add(&[b"CLIENT", b"SETNAME", client.as_bytes()], Expect::Anything);
+        add(&[b"CLIENT", b"SETNAME", format!("{prefix}:{id}").as_bytes()], Expect::Anything);
         match connection {
-            Connection::Commands => {
-                add(&[b"PING"], Expect::Greeted);
-                for (parts, what) in greeting {
-                    let parts: Vec<_> = parts.iter().map(Vec::as_slice).collect();
-                    self.command(&parts, what, now);
-                }
-            }
-            // Its replies are told apart by what they are.
+            Connection::Commands => add(&[b"PING"], Expect::Greeted),
             Connection::Subscriber => {
-                let own = self.channel_of(self.id);
-                add(&[b"SUBSCRIBE", own.as_bytes(), self.key("all").as_bytes()], Expect::Anything);
-                for (parts, _) in greeting {
-                    self.subscriber.command(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>());
-                }
+                add(&[b"SUBSCRIBE", own.as_bytes(), all.as_bytes()], Expect::Anything);
             }
         }
     }
@@ -172,13 +162,13 @@ impl Cluster {
 
     fn hold_name(&mut self, name: String, now: Instant) {
         let (key, id) = (self.key(&format!("gateway:{name}")), self.id.to_string());
-        let parts: [&[u8]; 6] = [b"EVAL", HOLD, b"1", key.as_bytes(), id.as_bytes(), NAME_TTL_S.as_bytes()];
-        self.command(&parts, Expect::Name(NameStep::Hold(name)), now);
+        let args = [id.as_bytes(), NAME_TTL_S.as_bytes()];
+        self.script(HOLD, &key, &args, Expect::Name(NameStep::Hold(name)), now);
     }
 
     pub(super) fn release_name(&mut self, name: &str, now: Instant) {
         let (key, id) = (self.key(&format!("gateway:{name}")), self.id.to_string());
-        self.command(&[b"EVAL", DELETE, b"1", key.as_bytes(), id.as_bytes()], Expect::Anything, now);
+        self.script(DELETE, &key, &[id.as_bytes()], Expect::Anything, now);
     }
 
     fn on_name_reply(&mut self, step: NameStep, reply: &Reply, now: Instant) {
@@ -230,9 +220,8 @@ impl Cluster {
 
     fn take_name_over(&mut self, name: String, from: &[u8], now: Instant) {
         let (key, id) = (self.key(&format!("gateway:{name}")), self.id.to_string());
-        let parts: [&[u8]; 7] =
-            [b"EVAL", REPLACE, b"1", key.as_bytes(), from, id.as_bytes(), NAME_TTL_S.as_bytes()];
-        self.command(&parts, Expect::Name(NameStep::TakeOver(name)), now);
+        let args = [from, id.as_bytes(), NAME_TTL_S.as_bytes()];
+        self.script(REPLACE, &key, &args, Expect::Name(NameStep::TakeOver(name)), now);
     }
 
     // ----- channels -----------------------------------------------------------------------------------------------

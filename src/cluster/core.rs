@@ -509,6 +509,12 @@ impl Cluster {
         self.counters.commands += 1;
     }
 
+    /// Runs a script on one key.
+    pub(super) fn script(&mut self, script: &[u8], key: &str, args: &[&[u8]], what: Expect, now: Instant) {
+        let parts = [&[b"EVAL", script, b"1", key.as_bytes()], args].concat();
+        self.command(&parts, what, now);
+    }
+
     pub(super) fn key(&self, rest: &str) -> String {
         format!("{}:{rest}", self.settings.prefix)
     }

@@ -65,7 +65,7 @@ impl Cluster {
         let Some(record) = self.take_record(mac, connection) else { return };
         if self.can_command() {
             let (key, record) = (self.device_key(mac), record.to_string());
-            self.command(&[b"EVAL", DELETE, b"1", key.as_bytes(), record.as_bytes()], Expect::Anything, now);
+            self.script(DELETE, &key, &[record.as_bytes()], Expect::Anything, now);
         }
     }
 
@@ -94,7 +94,7 @@ impl Cluster {
         if self.presence.get_mut(mac).is_none() {
             // It has disconnected meanwhile, and its record was deleted.
             if let Some(before) = before {
-                self.replace(mac, "", before, now);
+                self.replace(mac, b"", before, Expect::Anything, now);
             }
             return;
         }
@@ -111,7 +111,7 @@ impl Cluster {
             entry.registration = Registration::None;
             let own = entry.record(own_id, Origin::Connected).to_string();
             self.outcomes.push(Outcome::Registered { mac, connection, asked: None });
-            return self.replace(mac, &own, before, now);
+            return self.replace(mac, own.as_bytes(), before, Expect::Anything, now);
         }
         let is_same = before.client == entry.client;
         let asked = is_same.then_some(before.gateway);
@@ -140,19 +140,17 @@ impl Cluster {
         }
     }
 
-    /// Writes a record where there is none or this one.
-    pub(super) fn replace(&mut self, mac: Mac, expected: &str, record: DeviceRecord, now: Instant) {
+    /// Writes a record where there is none or this value.
+    pub(super) fn replace(
+        &mut self,
+        mac: Mac,
+        expected: &[u8],
+        record: DeviceRecord,
+        what: Expect,
+        now: Instant,
+    ) {
         let (key, record) = (self.device_key(mac), record.to_string());
-        let parts: [&[u8]; 7] = [
-            b"EVAL",
-            REPLACE,
-            b"1",
-            key.as_bytes(),
-            expected.as_bytes(),
-            record.as_bytes(),
-            RECORD_TTL_S.as_bytes(),
-        ];
-        self.command(&parts, Expect::Anything, now);
+        self.script(REPLACE, &key, &[expected, record.as_bytes(), RECORD_TTL_S.as_bytes()], what, now);
     }
 
     /// Looks at the records of some devices, when that is due.
@@ -236,10 +234,8 @@ impl Cluster {
     /// Writes a record over a value that is of no use.
     fn restore_over(&mut self, mac: Mac, entry: Entry, value: &[u8], now: Instant) {
         self.set_registration(mac, Registration::None);
-        let (key, record) = (self.device_key(mac), entry.record(self.id, Origin::Restored).to_string());
-        let parts: [&[u8]; 7] =
-            [b"EVAL", REPLACE, b"1", key.as_bytes(), value, record.as_bytes(), RECORD_TTL_S.as_bytes()];
-        self.command(&parts, Expect::Restored(mac, entry.connection), now);
+        let record = entry.record(self.id, Origin::Restored);
+        self.replace(mac, value, record, Expect::Restored(mac, entry.connection), now);
     }
 
     pub(super) fn on_restored_reply(&mut self, mac: Mac, connection: u32, reply: &Reply) {
