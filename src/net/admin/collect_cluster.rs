@@ -6,17 +6,17 @@ use crate::net::cluster::ClusterClient;
 
 /// Nothing without `cluster.redis`.
 pub(super) fn write_cluster_metrics(
-    cluster: &ClusterClient,
+    client: &ClusterClient,
     passed: [(&'static str, u64); 4],
     out: &mut MetricFamilies,
 ) {
-    let Some(round_trips) = cluster.round_trips() else { return };
+    let (Some(cluster), Some(round_trips)) = (client.cluster(), client.round_trips()) else { return };
     let counters = cluster.counters();
     let (devices, registered) = cluster.devices();
-    let (bytes, replies) = cluster.queued();
+    let (bytes, replies) = (cluster.queued(), cluster.outstanding());
     let connected = u8::from(cluster.state() == ClusterState::Connected);
     out.gauge("gateway_cluster_connected", "1 while Redis can be used.").value(connected);
-    out.gauge("gateway_cluster_peers", "Other gateways.").value(cluster.peers().count());
+    out.gauge("gateway_cluster_peers", "Other gateways.").value(cluster.peer_count());
     out.gauge(
         "gateway_cluster_devices",
         "Devices of this gateway that Redis is known to hold, and those that it is not.",

@@ -42,15 +42,6 @@ pub(crate) struct Connector {
     read_buffer: Vec<u8>,
 }
 
-/// The result of advancing a dial.
-pub(crate) enum DialEvent {
-    /// It continues at the socket's next event, or at the session's deadline.
-    Pending,
-    /// The WebSocket is open.
-    Opened,
-    Failed(BackendFailure),
-}
-
 impl Connector {
     /// The waker wakes the loop when a name has been resolved.
     pub(crate) fn new(waker: Arc<Waker>) -> Self {
@@ -149,7 +140,7 @@ impl Connector {
         &mut self,
         sessions: &mut Sessions,
         io: &mut Io,
-    ) -> Option<(SessionId, DialEvent)> {
+    ) -> Option<(SessionId, DialStep)> {
         let is_queued = |id: &SessionId| {
             sessions
                 .get(*id)
@@ -174,49 +165,46 @@ impl Connector {
         Some((id, self.step(id, sessions, io)))
     }
 
-    /// Advances a dial after an event, or when an address took too long. `Pending` also when there is no dial to advance.
-    pub(crate) fn advance(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) -> DialEvent {
+    /// Advances a dial after an event, or when an address took too long. `Wait` also when there is no dial to advance.
+    pub(crate) fn advance(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) -> DialStep {
         match sessions.backend(id).is_some_and(|backend| backend.is_dialing()) {
             true => self.step(id, sessions, io),
-            false => DialEvent::Pending,
+            false => DialStep::Wait,
         }
     }
 
-    fn step(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) -> DialEvent {
-        let Some(backend) = sessions.backend(id) else { return DialEvent::Pending };
+    fn step(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) -> DialStep {
+        let Some(backend) = sessions.backend(id) else { return DialStep::Wait };
         let websocket = &io.config.websocket;
         let tls = match self.tls_clients.client(backend.server(), websocket) {
             Ok(tls) => tls,
             Err(message) => {
                 self.drop_connection(id, sessions, io);
-                return DialEvent::Failed(BackendFailure::new(BackendStage::Tls, message));
+                return DialStep::Failed(BackendFailure::new(BackendStage::Tls, message));
             }
         };
         let token = token::token(Role::Backend, id.slot as usize);
         let secret = websocket.secret.as_ref();
         let connect = DialContext { registry: &io.registry, token, now: io.now, tls };
         let mut dialer = Dialer { connect, secret };
-        match backend.advance(&mut dialer) {
+        let step = backend.advance(&mut dialer);
+        match &step {
             DialStep::Wait => {
                 let stage = backend.setup_stage();
                 if let (Some(stage), Some(session)) = (stage, sessions.live(id)) {
                     session.core.on_dial_stage(stage, io.now);
                 }
                 sessions.arm_timer(id, io);
-                DialEvent::Pending
             }
-            DialStep::Failed(failure) => {
-                self.drop_connection(id, sessions, io);
-                DialEvent::Failed(failure)
-            }
+            DialStep::Failed(_) => self.drop_connection(id, sessions, io),
             DialStep::Opened => {
                 io.metrics.dials_opened += 1;
                 self.release_dial_slot(id, sessions, io);
                 // The first frames may have been read with the response, and no event will announce them.
                 io.run_queue.push(Task::Backend(id));
-                DialEvent::Opened
             }
         }
+        step
     }
 
     /// Frees the dial's slot, if it has one, for the next dial.
@@ -342,11 +330,11 @@ mod tests {
         });
         assert_eq!((connector.queued(), connector.pending_lookups(), io.metrics.dials), (2, 0, 2));
         let started = connector.start_next(&mut sessions, &mut io);
-        assert!(matches!(started, Some((id, DialEvent::Pending)) if id == first));
+        assert!(matches!(started, Some((id, DialStep::Wait)) if id == first));
         assert!(connector.start_next(&mut sessions, &mut io).is_none());
         connector.drop_connection(first, &mut sessions, &mut io);
         let started = connector.start_next(&mut sessions, &mut io);
-        assert!(matches!(started, Some((id, DialEvent::Pending)) if id == second));
+        assert!(matches!(started, Some((id, DialStep::Wait)) if id == second));
         assert_eq!((connector.queued(), connector.slots.own()), (0, 1));
     }
 }

@@ -12,8 +12,7 @@ use mio::Waker;
 
 use crate::admin::prometheus::Histogram;
 use crate::cluster::{
-    Action, Cluster, ClusterState, Connection, Counters, GatewayId, Outcome, OwnInfo, Peer, SendError,
-    Settings,
+    Action, Cluster, ClusterState, Connection, GatewayId, Outcome, Peer, SendError, Settings,
 };
 use crate::config::Config;
 use crate::net::backend::dial::DialContext;
@@ -49,7 +48,6 @@ struct Client {
     round_trips: Histogram<12>,
 }
 
-#[allow(dead_code, reason = "requests and calls between gateways use the rest")]
 impl ClusterClient {
     /// Begins to connect at the first [`ClusterClient::advance`]. The waker wakes the loop when a name has been resolved.
     pub(crate) fn start(&mut self, id: GatewayId, host_name: &str, waker: Arc<Waker>, io: &Io) {
@@ -80,7 +78,8 @@ impl ClusterClient {
         self.0.is_some()
     }
 
-    fn cluster(&self) -> Option<&Cluster> {
+    /// What it knows; `None` without a cluster.
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
         self.0.as_ref().map(|client| &client.cluster)
     }
 
@@ -106,20 +105,6 @@ impl ClusterClient {
         self.cluster().into_iter().flat_map(Cluster::peers)
     }
 
-    /// Devices of this gateway, and those of them that Redis is known to hold.
-    pub(crate) fn devices(&self) -> (usize, usize) {
-        self.cluster().map_or((0, 0), Cluster::devices)
-    }
-
-    /// Bytes on their way to Redis, and replies that are outstanding.
-    pub(crate) fn queued(&self) -> (usize, usize) {
-        self.cluster().map_or((0, 0), |cluster| (cluster.queued(), cluster.outstanding()))
-    }
-
-    pub(crate) fn counters(&self) -> Counters {
-        self.cluster().map_or_else(Counters::default, Cluster::counters)
-    }
-
     /// How long Redis took to answer; `None` without a cluster.
     pub(crate) fn round_trips(&self) -> Option<&Histogram<12>> {
         self.0.as_ref().map(|client| &client.round_trips)
@@ -129,13 +114,6 @@ impl ClusterClient {
     pub(crate) fn on_reload(&mut self, config: &Config) {
         if let Some(cluster) = self.cluster_mut() {
             cluster.set_keys(keys(config));
-        }
-    }
-
-    /// What this gateway announces from now on.
-    pub(crate) fn set_info(&mut self, info: impl FnOnce() -> OwnInfo) {
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.set_info(info());
         }
     }
 
@@ -159,13 +137,6 @@ impl ClusterClient {
         io: &Io,
     ) -> Result<(), SendError> {
         self.cluster_mut().ok_or(SendError::Unreachable)?.send(to, kind, id, payload, io.now)
-    }
-
-    /// Another process has taken this one's place; see [`Cluster::resign`].
-    pub(crate) fn resign(&mut self, io: &Io) {
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.resign(io.now);
-        }
     }
 
     /// This gateway ends: the others are told.

@@ -217,8 +217,8 @@ fn relay_audio(
             let session = sessions.live(peer).ok_or(DropReason::NoPeer)?;
             Ok(Some((peer, session.core.relay(payload, out, &others.io.config, others.io.now)?)))
         }
-        AudioPeer::Elsewhere(place, call, mac) => {
-            let sent = others.send(place, call, mac, payload);
+        AudioPeer::Elsewhere(far) => {
+            let sent = others.send(far, payload);
             if let (Err(_), Some(session)) = (sent, sessions.live(id)) {
                 session.core.on_uplink_dropped(payload.len());
             }

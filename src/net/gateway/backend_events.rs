@@ -6,8 +6,7 @@ use log::Level;
 
 use crate::admin::event::Event;
 use crate::config::EventKind;
-use crate::net::backend::connection::Incoming;
-use crate::net::backend::connector::DialEvent;
+use crate::net::backend::connection::{DialStep, Incoming};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -24,7 +23,7 @@ impl Gateway {
     pub(super) fn start_dials(&mut self) {
         for _ in 0..DIAL_BUDGET {
             match self.connector.start_next(&mut self.sessions, &mut self.io) {
-                Some((id, event)) => self.on_dial_event(id, event),
+                Some((id, step)) => self.on_dial_step(id, step),
                 None => {
                     let waiting = self.connector.slots.to_wake(self.io.config.websocket.max_dials);
                     return waiting.for_each(|worker| {
@@ -37,15 +36,15 @@ impl Gateway {
     }
 
     pub(super) fn advance_dial(&mut self, id: SessionId) {
-        let event = self.connector.advance(id, &mut self.sessions, &mut self.io);
-        self.on_dial_event(id, event);
+        let step = self.connector.advance(id, &mut self.sessions, &mut self.io);
+        self.on_dial_step(id, step);
     }
 
-    fn on_dial_event(&mut self, id: SessionId, event: DialEvent) {
-        match event {
-            DialEvent::Pending => {}
-            DialEvent::Opened => self.drive(id, Core::on_backend_open),
-            DialEvent::Failed(failure) => {
+    fn on_dial_step(&mut self, id: SessionId, step: DialStep) {
+        match step {
+            DialStep::Wait => {}
+            DialStep::Opened => self.drive(id, Core::on_backend_open),
+            DialStep::Failed(failure) => {
                 self.drive(id, |core, cx| core.on_backend_closed(BackendClosed::Failed(failure), cx));
             }
         }

@@ -50,7 +50,7 @@ impl Gateway {
         };
         let peer = session.peer.as_deref().and_then(|peer| match *peer {
             AudioPeer::Session(peer) => self.sessions.client_id(peer).map(ClientId::mac),
-            AudioPeer::Elsewhere(_, _, mac) => Some(mac),
+            AudioPeer::Elsewhere(far) => Some(far.mac),
         });
         let call = FinishedCall::new(
             summary,

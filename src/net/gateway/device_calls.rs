@@ -142,7 +142,7 @@ impl Gateway {
     pub(super) fn session_in_call_with(&self, place: Place, call: RelayId) -> Option<SessionId> {
         let id = *self.device_calls.sessions.get(&(place, call))?;
         let peer = self.sessions.get(id)?.peer.as_deref()?;
-        matches!(*peer, AudioPeer::Elsewhere(at, of, _) if (at, of) == (place, call)).then_some(id)
+        matches!(*peer, AudioPeer::Elsewhere(far) if (far.place, far.call) == (place, call)).then_some(id)
     }
 
     /// Whether there are calls with devices of this worker, or over it: the leader passes on what is for other gateways.
@@ -173,8 +173,8 @@ impl Gateway {
     /// The call of a device that called, or was connected to, another device has ended.
     pub(super) fn leave_device_call(&mut self, id: SessionId) {
         let Some(session) = self.sessions.live(id) else { return };
-        if let Some(AudioPeer::Elsewhere(place, call, _)) = session.peer.take().as_deref() {
-            self.device_calls.sessions.remove(&(*place, *call));
+        if let Some(AudioPeer::Elsewhere(far)) = session.peer.take().as_deref() {
+            self.device_calls.sessions.remove(&(far.place, far.call));
         }
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
         self.change_device_calls(|table, cx| table.on_call_ended(mac, cx));
@@ -258,7 +258,7 @@ impl Gateway {
             Place::Here => AudioPeer::Session(session_of(&self.sessions, far.mac)?),
             place => {
                 self.device_calls.sessions.insert((place, far.call), id);
-                AudioPeer::Elsewhere(place, far.call, far.mac)
+                AudioPeer::Elsewhere(far)
             }
         };
         if let Some(session) = self.sessions.live(id) {
@@ -284,9 +284,9 @@ impl Gateway {
                 log_about!(Level::Info, subject, "talks to {}", self.sessions.log_subject(id));
                 subject
             }
-            AudioPeer::Elsewhere(place, ..) => {
+            AudioPeer::Elsewhere(far) => {
                 let subject = self.sessions.log_subject(id);
-                log_about!(Level::Info, subject, "talks to {}, which {place} serves", far.mac);
+                log_about!(Level::Info, subject, "talks to {}, which {} serves", far.mac, far.place);
                 subject
             }
         };

@@ -25,14 +25,6 @@ pub(super) const READ_SIZE: usize = 2 * 1024;
 /// The packet type of CONNECT.
 const CONNECT: u8 = 1;
 
-/// The result of reading from a device.
-pub(super) enum ReadOutcome {
-    /// There may be more to read, in this session: another one than before if it has taken over the connection.
-    More(SessionId),
-    /// There is nothing more to read for now.
-    Done,
-}
-
 impl Gateway {
     pub(super) fn accept(&mut self, kind: ListenerKind) {
         self.mqtt.elsewhere = (self.workers.connections_elsewhere(), self.workers.len().max(1));
@@ -70,7 +62,7 @@ impl Gateway {
         }
         let HandOff { connection, ip, bytes } = hand_off;
         if let Some(id) = self.mqtt.add_connection(connection, ip, &mut self.sessions, &mut self.io)
-            && let ReadOutcome::More(id) = self.on_device_bytes(id, &bytes, Vec::new())
+            && let Some(id) = self.on_device_bytes(id, &bytes, Vec::new())
         {
             self.io.run_queue.push(Task::Device(id));
         }
@@ -80,7 +72,7 @@ impl Gateway {
     pub(super) fn on_device_readable(&mut self, mut id: SessionId) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut reads = 0;
-        while let ReadOutcome::More(next) = self.read_device(id, &mut scratch) {
+        while let Some(next) = self.read_device(id, &mut scratch) {
             id = next;
             reads += 1;
             if reads == READ_BUDGET {
@@ -93,18 +85,19 @@ impl Gateway {
         self.sessions.arm_timer(id, &mut self.io);
     }
 
-    fn read_device(&mut self, id: SessionId, scratch: &mut [u8]) -> ReadOutcome {
+    /// The session in which there may be more to read: another one than before if it has taken over the connection.
+    fn read_device(&mut self, id: SessionId, scratch: &mut [u8]) -> Option<SessionId> {
         if self.cluster.remote_calls.holds(id) {
-            return ReadOutcome::Done;
+            return None;
         }
-        let Some(session) = self.sessions.live(id) else { return ReadOutcome::Done };
-        let Some(connection) = &mut session.mqtt else { return ReadOutcome::Done };
+        let session = self.sessions.live(id)?;
+        let connection = session.mqtt.as_mut()?;
         if !connection.transport.is_open() {
-            return if connection.closing { ReadOutcome::Done } else { self.drive_handshake(id, scratch) };
+            return if connection.closing { None } else { self.drive_handshake(id, scratch) };
         }
         match connection.transport.read(&mut scratch[..READ_SIZE]) {
             Ok(0) => self.on_device_eof(id),
-            Ok(_) if connection.closing => return ReadOutcome::More(id),
+            Ok(_) if connection.closing => return Some(id),
             Ok(n) => {
                 if let Some(tcp) = connection.transport.tcp().filter(|_| n < READ_SIZE) {
                     tcp::acknowledge(tcp);
@@ -114,30 +107,25 @@ impl Gateway {
                 return self.on_device_bytes(id, &scratch[..n], partial);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock && !connection.broken => {}
-            Err(error) if error.kind() == ErrorKind::Interrupted => return ReadOutcome::More(id),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Some(id),
             Err(_) => self.on_device_eof(id),
         }
-        ReadOutcome::Done
+        None
     }
 
-    fn drive_handshake(&mut self, id: SessionId, scratch: &mut [u8]) -> ReadOutcome {
+    fn drive_handshake(&mut self, id: SessionId, scratch: &mut [u8]) -> Option<SessionId> {
         match self.mqtt.drive_handshake(id, &mut self.sessions, &mut self.io, scratch) {
-            HandshakeOutcome::Blocked => ReadOutcome::Done,
-            HandshakeOutcome::Begun { evicted } => {
+            HandshakeOutcome::Blocked { evicted } => {
                 evicted.into_iter().for_each(|id| self.evict(id));
-                ReadOutcome::Done
+                None
             }
-            HandshakeOutcome::Advanced => ReadOutcome::More(id),
-            HandshakeOutcome::TlsFailed(message) => {
+            HandshakeOutcome::Advanced => Some(id),
+            HandshakeOutcome::Failed(message) => {
                 if let Some(message) = message {
                     self.record_session_error(id, RecentErrorKind::TlsFailed, &message);
                 }
                 self.drive(id, Core::on_connection_lost);
-                ReadOutcome::Done
-            }
-            HandshakeOutcome::Failed => {
-                self.drive(id, Core::on_connection_lost);
-                ReadOutcome::Done
+                None
             }
         }
     }
@@ -152,18 +140,18 @@ impl Gateway {
     }
 
     /// Serves the packets in `bytes`, and keeps an incomplete one at their end. If `partial` is not empty, it contains the
-    /// incomplete packet of the last read with `bytes` appended, and replaces them.
+    /// incomplete packet of the last read with `bytes` appended, and replaces them. Returns what [`Self::read_device`] does.
     pub(super) fn on_device_bytes(
         &mut self,
         mut id: SessionId,
         bytes: &[u8],
         partial: Vec<u8>,
-    ) -> ReadOutcome {
+    ) -> Option<SessionId> {
         let mut rest = if partial.is_empty() { bytes } else { &partial[..] };
         while !rest.is_empty() {
-            let Some(session) = self.sessions.live(id) else { return ReadOutcome::Done };
+            let session = self.sessions.live(id)?;
             if !session.core.accepts_packets() {
-                return ReadOutcome::More(id);
+                return Some(id);
             }
             if self.cluster.remote_calls.holds(id) {
                 break;
@@ -172,7 +160,7 @@ impl Gateway {
             if awaits_connect && rest[0] != CONNECT << 4 {
                 let first = rest[0];
                 self.drive(id, |core, cx| core.on_invalid_first_byte(first, cx));
-                return ReadOutcome::More(id);
+                return Some(id);
             }
             match mqtt::decode(rest, session.core.max_packet_bytes(&self.io.config)) {
                 Ok(Some((Packet::Connect(connect), _)))
@@ -180,7 +168,7 @@ impl Gateway {
                         && (self.return_to_predecessor(id, connect.client_id, rest)
                             || self.hand_off(id, connect.client_id, rest)) =>
                 {
-                    return ReadOutcome::Done;
+                    return None;
                 }
                 Ok(Some((packet, length))) => {
                     let (bytes, after) = rest.split_at(length);
@@ -193,7 +181,7 @@ impl Gateway {
                 Ok(None) => break,
                 Err(malformed) => {
                     self.drive(id, |core, cx| core.on_malformed_packet(malformed, cx));
-                    return ReadOutcome::More(id);
+                    return Some(id);
                 }
             }
         }
@@ -202,6 +190,6 @@ impl Gateway {
             let is_partial = rest.len() == partial.len();
             connection.keep_partial(if is_partial { partial } else { rest.to_vec() });
         }
-        ReadOutcome::More(id)
+        Some(id)
     }
 }

@@ -130,7 +130,7 @@ impl Gateway {
             Role::Fixed if slot == API => self.run_unless_queued(Task::AcceptAdmin),
             Role::Fixed if slot == OTA => self.run_or_queue(Task::AcceptOta),
             Role::Fixed if slot == WAKEUP => self.wakeup.expired(),
-            Role::Fixed if self.on_cluster_event(slot, event) => {}
+            Role::Fixed if self.on_cluster_event(slot) => {}
             Role::Fixed if slot == OWN_CHANNEL => self.on_own_channel_readable(),
             Role::Fixed if slot >= PREDECESSOR => self.on_predecessor_readable((slot - PREDECESSOR) as u32),
             Role::Fixed => self.drain_commands(),

@@ -17,7 +17,7 @@ use crate::net::gateway::cluster::ClusterPart;
 use crate::net::gateway::handle::Command;
 use crate::net::gateway::workers::Workers;
 use crate::proto::identity::Mac;
-use crate::session::{DropReason, Place, RelayBatch, RelayId, RelayMessage, Relayed};
+use crate::session::{DropReason, FarEnd, Place, RelayBatch, RelayId, RelayMessage, Relayed};
 
 /// How often it is checked that the workers take what they are sent, while devices talk to devices of theirs.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -210,22 +210,16 @@ impl AudioRelay<'_> {
     ///
     /// # Errors
     /// [`DropReason::RelayFull`] when the place has not taken enough of what it was sent.
-    pub(crate) fn send(
-        &mut self,
-        place: Place,
-        call: RelayId,
-        to: Mac,
-        opus: &[u8],
-    ) -> Result<(), DropReason> {
-        let (worker, way) = match place {
+    pub(crate) fn send(&mut self, to: FarEnd, opus: &[u8]) -> Result<(), DropReason> {
+        let (worker, way) = match to.place {
             Place::Here => return Err(DropReason::NoPeer),
             Place::Worker(worker) => (worker, Way::Between),
             Place::Gateway(gateway) if self.workers.is_leader() => {
-                return self.cluster.send_call_audio(gateway, call, to, opus, self.io);
+                return self.cluster.send_call_audio(gateway, to.call, to.mac, opus, self.io);
             }
             Place::Gateway(gateway) => (0, Way::ToGateway(gateway)),
         };
-        self.relay.send_audio(worker, way, (call, to), opus)
+        self.relay.send_audio(worker, way, (to.call, to.mac), opus)
     }
 }
 

@@ -8,33 +8,26 @@
 //! passes requests on to the others.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use std::{io, iter};
 
 use log::error;
 
-use crate::admin::recent_errors::RecentErrors;
 use crate::config::{Config, Mqtt};
 use crate::net::backend::dial_slots::DialSlots;
 use crate::net::error::BindError;
 use crate::net::event_loop::inherited::{Inherited, Purpose};
 use crate::net::event_loop::tcp::{self, LINGER};
 use crate::net::event_loop::token::SessionId;
-use crate::net::event_stream::EventStream;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::gateway::relay::Relay;
 use crate::net::gateway::sockets::WorkerSockets;
-use crate::net::gateway::upgrades::Upgrades;
-use crate::net::history::History;
 use crate::net::mqtt::connection::MqttConnection;
-use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
-use crate::net::mqtt::listener::Refusals;
-use crate::net::sessions::memory_budget::MemoryBudget;
 use crate::proto::identity::{ClientId, Mac};
 
 /// A worker's view of all of them.
@@ -64,19 +57,8 @@ struct Counts {
     last_ping: AtomicUsize,
 }
 
-/// What the leader shares with a worker before the worker runs.
-struct WorkerSetup {
-    workers: Workers,
-    relay: Relay,
-    slots: DialSlots,
-    memory: MemoryBudget,
-    by_address: ConnectionsByAddress,
-    refusals: Arc<Mutex<Refusals>>,
-    recent_errors: Arc<Mutex<RecentErrors>>,
-    history: History,
-    events: EventStream,
-    upgrades: Upgrades,
-}
+/// Gives a worker what the leader shares with it, before the worker runs.
+type WorkerSetup = Box<dyn FnOnce(&mut Gateway) + Send>;
 
 /// A connection that is handed off to the worker of its device.
 pub(crate) struct HandOff {
@@ -230,7 +212,7 @@ impl Workers {
         let mut workers = Self::new(0, vec![leader.handle()], counts);
         let mut setups = Vec::new();
         for (sockets, index) in sockets.into_iter().zip(1..) {
-            let (setup, setup_receiver) = mpsc::channel();
+            let (setup, setup_receiver) = mpsc::channel::<WorkerSetup>();
             let (bound, bound_receiver) = mpsc::channel();
             let (leader_handle, counts) = (leader.handle(), workers.counts.clone());
             let config = worker_config(&leader.io.config, &leader.addresses());
@@ -245,7 +227,7 @@ impl Workers {
                 let _ = bound.send(Ok(gateway.handle()));
                 // The leader drops the sender when another worker cannot be started.
                 let Ok(setup) = setup_receiver.recv() else { return Ok(()) };
-                gateway.set_up_worker(setup);
+                setup(&mut gateway);
                 let outcome = gateway.run();
                 counts[index].last_ping.store(usize::MAX, Relaxed);
                 let failed = outcome.is_err();
@@ -261,18 +243,22 @@ impl Workers {
         let relay = Relay::counters(count);
         leader.connector.slots = DialSlots::for_workers(count);
         for (sender, index) in setups.into_iter().zip(1..) {
-            let setup = WorkerSetup {
-                workers: Self::new(index, workers.handles.clone(), workers.counts.clone()),
-                relay: Relay::new(index, relay.clone()),
-                slots: leader.connector.slots.of_worker(index),
-                memory: leader.sessions.memory.shared(),
-                by_address: leader.mqtt.by_address.clone(),
-                refusals: leader.mqtt.refusals.clone(),
-                recent_errors: leader.admin.shared_recent_errors(),
-                history: leader.history.clone(),
-                events: leader.events.clone(),
-                upgrades: leader.upgrades.of_worker(),
-            };
+            let shared_workers = Self::new(index, workers.handles.clone(), workers.counts.clone());
+            let relay = Relay::new(index, relay.clone());
+            let slots = leader.connector.slots.of_worker(index);
+            let memory = leader.sessions.memory.shared();
+            let by_address = leader.mqtt.by_address.clone();
+            let refusals = leader.mqtt.refusals.clone();
+            let recent_errors = leader.admin.shared_recent_errors();
+            let (history, events) = (leader.history.clone(), leader.events.clone());
+            let upgrades = leader.upgrades.of_worker();
+            let setup: WorkerSetup = Box::new(move |worker| {
+                (worker.workers, worker.relay) = (shared_workers, relay);
+                (worker.connector.slots, worker.sessions.memory) = (slots, memory);
+                (worker.mqtt.by_address, worker.mqtt.refusals) = (by_address, refusals);
+                worker.admin.set_recent_errors(recent_errors);
+                (worker.history, worker.events, worker.upgrades) = (history, events, upgrades);
+            });
             workers.setups.push((sender, setup));
         }
         leader.workers = workers;
@@ -384,19 +370,6 @@ impl Gateway {
     pub(super) fn at_all_workers(&mut self, action: impl FnOnce(&mut Self) + Clone + Send + 'static) {
         self.workers.broadcast(action.clone());
         action(self);
-    }
-
-    fn set_up_worker(&mut self, setup: WorkerSetup) {
-        self.workers = setup.workers;
-        self.relay = setup.relay;
-        self.connector.slots = setup.slots;
-        self.sessions.memory = setup.memory;
-        self.mqtt.by_address = setup.by_address;
-        self.mqtt.refusals = setup.refusals;
-        self.admin.set_recent_errors(setup.recent_errors);
-        self.history = setup.history;
-        self.events = setup.events;
-        self.upgrades = setup.upgrades;
     }
 
     /// Takes a connection that has not logged in out of its session, which ends, unless it is not `wanted`.

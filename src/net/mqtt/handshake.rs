@@ -17,16 +17,12 @@ use crate::proto::proxy_protocol::ProxySource;
 /// The result of advancing a handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HandshakeOutcome {
-    /// Try again at the socket's next event.
-    Blocked,
-    /// A TLS handshake has begun. To make room for it, this connection must be closed.
-    Begun { evicted: Option<SessionId> },
+    /// Try again at the socket's next event. This connection must be closed, to make room for a TLS handshake that has begun.
+    Blocked { evicted: Option<SessionId> },
     /// A stage is complete. There may be more to read.
     Advanced,
-    /// The connection has failed, or is refused.
-    Failed,
-    /// The TLS handshake has failed; what the log says about it, if it says anything.
-    TlsFailed(Option<String>),
+    /// The connection has failed, or is refused; what the log says about its TLS handshake, if it says anything.
+    Failed(Option<String>),
 }
 
 impl Listeners {
@@ -38,16 +34,17 @@ impl Listeners {
         io: &mut Io,
         scratch: &mut [u8],
     ) -> HandshakeOutcome {
-        let Some(session) = sessions.live(id) else { return HandshakeOutcome::Blocked };
+        let blocked = HandshakeOutcome::Blocked { evicted: None };
+        let Some(session) = sessions.live(id) else { return blocked };
         let ip = session.core.ip();
-        let Some(connection) = &mut session.mqtt else { return HandshakeOutcome::Blocked };
+        let Some(connection) = &mut session.mqtt else { return blocked };
         let had_begun = connection.transport.is_in_tls_handshake();
         let certificate = self.certificate.as_ref().map(|watched| &watched.certificate);
         match connection.transport.advance(certificate, scratch) {
             HandshakeStep::Blocked if !had_begun && connection.transport.is_in_tls_handshake() => {
                 self.add_handshake(id, ip, io)
             }
-            HandshakeStep::Blocked => HandshakeOutcome::Blocked,
+            HandshakeStep::Blocked => blocked,
             HandshakeStep::ProxiedFor(source) => self.set_proxied_address(id, source, sessions, io),
             HandshakeStep::Done => {
                 io.metrics.tls_handshakes += 1;
@@ -55,14 +52,14 @@ impl Listeners {
                 self.unauthenticated.insert(id, ip, io.now);
                 HandshakeOutcome::Advanced
             }
-            HandshakeStep::PeerClosed => HandshakeOutcome::Failed,
+            HandshakeStep::PeerClosed => HandshakeOutcome::Failed(None),
             HandshakeStep::BadProxyHeader(bad) => {
                 if let Some(more) = self.refusals().log.allows(ip, io) {
                     warn!(
                         "[{ip}] refused a connection from an address in mqtt.proxy_protocol_from: {bad}{more}"
                     );
                 }
-                HandshakeOutcome::Failed
+                HandshakeOutcome::Failed(None)
             }
             HandshakeStep::NotTls(_, byte) => {
                 let why = format!("the peer does not speak TLS: its first byte is {byte:#04x}");
@@ -85,7 +82,7 @@ impl Listeners {
         let is_logged = suppressed.is_some();
         let more = suppressed_suffix(suppressed.unwrap_or_default());
         log_about!(level, sessions.log_subject(id), "no TLS connection: {why}{more}");
-        HandshakeOutcome::TlsFailed(is_logged.then(|| format!("no TLS connection: {why}")))
+        HandshakeOutcome::Failed(is_logged.then(|| format!("no TLS connection: {why}")))
     }
 
     /// A connection has sent the first byte of its TLS handshake, and takes a place from now on.
@@ -98,7 +95,7 @@ impl Listeners {
         });
         self.unauthenticated.insert(id, ip, io.now);
         self.handshakes.insert(id, ip, io.now);
-        HandshakeOutcome::Begun { evicted }
+        HandshakeOutcome::Blocked { evicted }
     }
 
     /// Replaces the load balancer's address by the client's. Refuses the connection if the client has too many.
@@ -111,9 +108,9 @@ impl Listeners {
     ) -> HandshakeOutcome {
         let ProxySource::Client(client) = source else { return HandshakeOutcome::Advanced };
         let ip = client.ip().to_canonical();
-        let Some(session) = sessions.live(id) else { return HandshakeOutcome::Failed };
+        let Some(session) = sessions.live(id) else { return HandshakeOutcome::Failed(None) };
         session.core.set_client_ip(ip);
-        let Some(connection) = &mut session.mqtt else { return HandshakeOutcome::Failed };
+        let Some(connection) = &mut session.mqtt else { return HandshakeOutcome::Failed(None) };
         connection.peer_port = client.port();
         connection.counted = None;
         self.unauthenticated.insert(id, ip, io.now);
@@ -125,7 +122,7 @@ impl Listeners {
         connection.counted = Some(self.by_address.count(ip));
         if crowded {
             io.metrics.turned_away(TurnedAway::AddressLimit);
-            return HandshakeOutcome::Failed;
+            return HandshakeOutcome::Failed(None);
         }
         HandshakeOutcome::Advanced
     }

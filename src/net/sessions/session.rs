@@ -5,8 +5,7 @@ use std::time::Instant;
 use crate::net::backend::connection::BackendConnection;
 use crate::net::event_loop::token::SessionId;
 use crate::net::mqtt::connection::MqttConnection;
-use crate::proto::identity::Mac;
-use crate::session::{Core, Place, RelayId};
+use crate::session::{Core, FarEnd};
 
 /// No tick of the timer wheel; later than all ticks.
 pub(crate) const NOT_ARMED: u64 = u64::MAX;
@@ -41,8 +40,8 @@ pub(crate) struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AudioPeer {
     Session(SessionId),
-    /// This place serves the other device, which has this MAC, and knows the call by this id.
-    Elsewhere(Place, RelayId, Mac),
+    /// Another place serves the other device.
+    Elsewhere(FarEnd),
 }
 
 impl Session {

@@ -1,7 +1,5 @@
 //! Without the feature `cluster`, a gateway is on its own.
 
-use mio::event::Event;
-
 use crate::admin::answer::Answer;
 use crate::admin::gateways::{ClusterDto, GatewayDto};
 use crate::config::Config;
@@ -85,7 +83,7 @@ impl Gateway {
         std::iter::empty()
     }
 
-    pub(crate) fn on_cluster_event(&mut self, _: usize, _: &Event) -> bool {
+    pub(crate) fn on_cluster_event(&mut self, _: usize) -> bool {
         false
     }
 

@@ -13,13 +13,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use getrandom::Error as RandomError;
 use log::{info, warn};
-use mio::event::Event;
 use sha2::{Digest, Sha256};
 
 use crate::admin::gateways::{ClusterDto, GatewayDto};
 use crate::cluster::{
-    Cluster, ClusterState, Connection, ConnectionMessage, GatewayId, Kind, Location, Outcome, OwnInfo,
-    WaitingCall,
+    Cluster, ClusterState, Connection, ConnectionMessage, GatewayId, Kind, Outcome, OwnInfo, WaitingCall,
 };
 use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
@@ -56,9 +54,6 @@ pub(crate) struct ClusterPart {
     pub(crate) gatherings: HashMap<u64, Gathering>,
     /// Calls between devices of this gateway and of others.
     pub(crate) calls: CallsWithGateways,
-    /// What it is for that Redis is asked where devices are, by token.
-    locating: HashMap<u64, LocateFor>,
-    last_token: u64,
     /// Lines about other gateways, which anybody may announce who can write to Redis.
     peer_log: LogLimiter<()>,
 }
@@ -75,17 +70,9 @@ impl Default for ClusterPart {
             requests: GatewayRequests::default(),
             gatherings: HashMap::new(),
             calls: CallsWithGateways::default(),
-            locating: HashMap::new(),
-            last_token: 0,
             peer_log: LogLimiter::new(10, Duration::from_secs(1)),
         }
     }
-}
-
-/// Why Redis is asked where a device is.
-pub(crate) enum LocateFor {
-    /// For the request with this id.
-    Request(u64),
 }
 
 impl Gateway {
@@ -144,27 +131,20 @@ impl Gateway {
         let (devices, calls) = (self.all_devices(), self.all_calls());
         let [mqtt, udp, api] = self.reachable_addresses(self.cluster.local_ip);
         let draining = self.lifecycle.is_draining();
-        self.cluster.client.set_info(|| OwnInfo {
-            name: String::new(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            mqtt,
-            udp,
-            api,
-            devices,
-            calls,
-            draining,
-        });
+        let name = String::new();
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let info = OwnInfo { name, version, mqtt, udp, api, devices, calls, draining };
+        self.cluster.client.tell(&self.io, |cluster, _| cluster.set_info(info));
     }
 
     /// An event of one of the connections to Redis. False when it is of another source.
-    pub(crate) fn on_cluster_event(&mut self, slot: usize, event: &Event) -> bool {
+    pub(crate) fn on_cluster_event(&mut self, slot: usize) -> bool {
         let connection = match slot {
             REDIS_COMMANDS => Connection::Commands,
             REDIS_SUBSCRIBER => Connection::Subscriber,
             _ => return false,
         };
         // What is to be written is written at the end of each iteration.
-        let _ = event;
         if !self.io.run_queue.contains(Task::Redis(connection)) {
             self.on_redis_ready(connection);
         }
@@ -199,7 +179,7 @@ impl Gateway {
     /// Another process has taken this one's place, and its name.
     #[cfg(target_os = "linux")]
     pub(crate) fn resign_from_cluster(&mut self) {
-        self.cluster.client.resign(&self.io);
+        self.cluster.client.tell(&self.io, Cluster::resign);
     }
 
     /// The gateway ends.
@@ -255,30 +235,8 @@ impl Gateway {
                     self.at_worker_of(message.mac, move |worker| worker.on_connection_message(from, message));
                 }
             }
-            Outcome::Located { token, location } => {
-                if let Some(what) = self.cluster.locating.remove(&token) {
-                    self.on_located(what, location);
-                }
-            }
+            Outcome::Located { token, location } => self.on_request_located(token, location),
             Outcome::Received { from, kind, id, payload } => self.on_frame(from, kind, id, &payload),
-        }
-    }
-
-    /// Asks Redis where a device is.
-    pub(crate) fn locate(&mut self, mac: Mac, what: LocateFor) {
-        if self.cluster.client.state() != ClusterState::Connected {
-            // No answer of another gateway would arrive.
-            return self.on_located(what, Location::Unknown);
-        }
-        self.cluster.last_token += 1;
-        self.cluster.locating.insert(self.cluster.last_token, what);
-        let token = self.cluster.last_token;
-        self.cluster.client.tell(&self.io, |cluster, now| cluster.locate(mac, token, now));
-    }
-
-    fn on_located(&mut self, what: LocateFor, location: Location) {
-        match what {
-            LocateFor::Request(request_id) => self.on_request_located(request_id, location),
         }
     }
 

@@ -12,12 +12,11 @@ use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::passed_on::{PassedOn, decode_answer, encode_answer};
 use crate::admin::response::Response;
 use crate::admin::routes::{Endpoint, Reach};
-use crate::cluster::{GatewayId, Kind, Location, MAX_PAYLOAD};
+use crate::cluster::{ClusterState, GatewayId, Kind, Location, MAX_PAYLOAD};
 use crate::net::admin::request::{AdminRequest, AdminResponse, Answers};
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::token::AdminId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::cluster::LocateFor;
 use crate::proto::identity::Mac;
 
 /// Requests that wait for Redis or for other gateways; as many may wait for all of them. Those of the API's connections are fewer.
@@ -129,23 +128,35 @@ impl Gateway {
     fn ask_gateway_with_call(&mut self, request_id: u64, gateway: GatewayId) {
         let otherwise = Answer::AtGateway(gateway.0).into_response();
         let Some(request) = self.original_request(request_id).cloned().map(Box::new) else { return };
-        if self.cluster.requests.asked.len() >= MAX_ASKED {
-            return self.refuse(&request, 503, "busy", "Too many requests wait for other gateways.");
+        if self.may_ask(&request) {
+            self.pass_request_on(gateway, Asked { request, step: Step::Locate, otherwise });
         }
-        let at = self.io.now + timeout_of(request.endpoint, &self.io);
-        self.io.timers.arm(at, TimerKind::GatewayRequest(request_id));
-        self.pass_request_on(gateway, Asked { request, step: Step::Locate, otherwise });
     }
 
+    /// Asks Redis where the device is.
     fn ask(&mut self, asked: Asked, mac: Mac) {
         let request_id = asked.request.request_id;
-        if self.cluster.requests.asked.len() >= MAX_ASKED {
-            return self.refuse(&asked.request, 503, "busy", "Too many requests wait for other gateways.");
+        if !self.may_ask(&asked.request) {
+            return;
         }
-        let at = self.io.now + timeout_of(asked.request.endpoint, &self.io);
-        self.io.timers.arm(at, TimerKind::GatewayRequest(request_id));
         self.cluster.requests.asked.insert(request_id, asked);
-        self.locate(mac, LocateFor::Request(request_id));
+        if self.cluster.client.state() != ClusterState::Connected {
+            // No answer of another gateway would arrive.
+            return self.on_request_located(request_id, Location::Unknown);
+        }
+        self.cluster.client.tell(&self.io, |cluster, now| cluster.locate(mac, request_id, now));
+    }
+
+    /// Whether one more request may wait, until a timer expires.
+    fn may_ask(&mut self, request: &AdminRequest) -> bool {
+        let has_room = self.cluster.requests.asked.len() < MAX_ASKED;
+        if has_room {
+            let at = self.io.now + timeout_of(request.endpoint, &self.io);
+            self.io.timers.arm(at, TimerKind::GatewayRequest(request.request_id));
+        } else {
+            self.refuse(request, 503, "busy", "Too many requests wait for other gateways.");
+        }
+        has_room
     }
 
     pub(crate) fn on_request_located(&mut self, request_id: u64, location: Location) {
