@@ -3,6 +3,8 @@
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use crate::session::RateLimiter;
 
 /// Log lines per key. What [`RateLimiter::allows`] returns is the number of lines that were suppressed before.
@@ -12,6 +14,14 @@ impl<K: Eq + Hash> RateLimiter<K> {
     /// One line in ten seconds.
     pub(crate) fn every_ten_seconds() -> Self {
         Self::new(1, Duration::from_secs(10))
+    }
+
+    /// The level of a line about this key, which is Debug for one too many, and the suffix about those before it.
+    pub(crate) fn level(&mut self, key: K, now: Instant) -> (Level, String) {
+        match self.allows(key, now) {
+            Some(suppressed) => (Level::Info, suppressed_suffix(suppressed)),
+            None => (Level::Debug, String::new()),
+        }
     }
 }
 

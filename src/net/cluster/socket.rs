@@ -4,12 +4,13 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 
 use crate::config::ChatServerConfig;
 use crate::net::backend::dial::{Dial, DialContext, DialProgress};
 use crate::net::backend::resolver::Answer;
 use crate::net::event_loop::stream::Stream;
+use crate::net::event_loop::tcp;
 use crate::net::event_loop::write_buffer::WriteBuffer;
 
 /// How long written bytes may be unacknowledged: packets may be lost in silence.
@@ -147,13 +148,9 @@ impl Socket {
 }
 
 /// Finds a server that has disappeared. Ignores errors: the cluster looks whether Redis answers.
-fn set_options(tcp: &TcpStream) {
-    let socket = SockRef::from(tcp);
-    let keepalive =
-        TcpKeepalive::new().with_time(Duration::from_secs(2)).with_interval(Duration::from_secs(1));
-    #[cfg(not(any(windows, target_os = "openbsd")))]
-    let keepalive = keepalive.with_retries(3);
-    let _ = socket.set_tcp_keepalive(&keepalive);
+fn set_options(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_keepalive(&tcp::keepalive(Duration::from_secs(2), Duration::from_secs(1)));
     #[cfg(target_os = "linux")]
     let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
 }

@@ -79,13 +79,13 @@ pub(crate) fn acknowledge(_tcp: &TcpStream) {
 /// Ignores errors: a connection works without these options.
 fn set_options(socket: &Socket) {
     let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive());
+    // Detects devices that disappeared without closing the connection, when their MQTT keep alive is long or 0.
+    let _ = socket.set_tcp_keepalive(&keepalive(Duration::from_secs(30), Duration::from_secs(10)));
 }
 
-/// Detects devices that disappeared without closing the connection, when their MQTT keep alive is long or 0.
-fn keepalive() -> TcpKeepalive {
-    let keepalive =
-        TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
+/// Three probes with this interval, after nothing has arrived for this time.
+pub(crate) fn keepalive(idle: Duration, interval: Duration) -> TcpKeepalive {
+    let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval);
     #[cfg(not(any(windows, target_os = "openbsd")))]
     let keepalive = keepalive.with_retries(3);
     keepalive

@@ -55,17 +55,13 @@ pub enum Role {
     OtaUpstream,
 }
 
+/// By the number that they have in tokens.
+const ROLES: [Role; 6] =
+    [Role::Fixed, Role::Device, Role::Backend, Role::Admin, Role::Ota, Role::OtaUpstream];
+
 /// The token of socket `role` at `slot`: `slot << 3 | role`, which also fits the `usize` of 32-bit routers.
 pub fn token(role: Role, slot: usize) -> Token {
-    let role = match role {
-        Role::Fixed => 0,
-        Role::Device => 1,
-        Role::Backend => 2,
-        Role::Admin => 3,
-        Role::Ota => 4,
-        Role::OtaUpstream => 5,
-    };
-    Token(slot << 3 | role)
+    Token(slot << 3 | role as usize)
 }
 
 /// The token of the `n`th fixed source.
@@ -101,14 +97,7 @@ pub(crate) const PREDECESSOR: usize = 10;
 
 /// The reverse of [`token`].
 pub fn from_token(token: Token) -> (Role, usize) {
-    let role = match token.0 & 7 {
-        0 => Role::Fixed,
-        1 => Role::Device,
-        2 => Role::Backend,
-        3 => Role::Admin,
-        4 => Role::Ota,
-        _ => Role::OtaUpstream,
-    };
+    let role = ROLES.get(token.0 & 7).copied().unwrap_or(Role::Fixed);
     (role, token.0 >> 3)
 }
 

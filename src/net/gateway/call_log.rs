@@ -9,7 +9,6 @@ use crate::config::EventKind;
 use crate::logger::log_about;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::log_limiter::suppressed_suffix;
 use crate::net::log_subject::LogSubject;
 use crate::net::mqtt::connection_log::Change;
 use crate::net::sessions::session::AudioPeer;
@@ -124,10 +123,9 @@ impl Gateway {
 
     /// The level and the suffix of a log line about a call of this device.
     fn call_log_level(&mut self, id: SessionId) -> (Level, String) {
-        let mac = self.sessions.client_id(id).map(ClientId::mac);
-        match mac.map_or(Some(0), |mac| self.call_log.allows(mac, self.io.now)) {
-            Some(suppressed) => (Level::Info, suppressed_suffix(suppressed)),
-            None => (Level::Debug, String::new()),
+        match self.sessions.client_id(id).map(ClientId::mac) {
+            Some(mac) => self.call_log.level(mac, self.io.now),
+            None => (Level::Info, String::new()),
         }
     }
 

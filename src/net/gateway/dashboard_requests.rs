@@ -1,7 +1,6 @@
 //! Management requests that the dashboard needs: chat servers, a new device, and devices that may not connect.
 
 use std::collections::HashMap;
-use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use log::info;
 
 use crate::admin::answer::{Answer, json_response};
 use crate::admin::device_setup::{DeviceSetup, OtaObstacle, parse_mac};
-use crate::admin::gateways::{GatewayDto, GatewayList};
+use crate::admin::gateways::GatewayDto;
 use crate::admin::params::{BadParameter, Members};
 use crate::admin::response::Response;
 use crate::admin::servers::{ServerDto, ServerList};
@@ -50,11 +49,10 @@ impl Gateway {
 
     /// This gateway, and the others that are heard through Redis.
     pub(super) fn handle_gateways(&self) -> Response {
-        let (name, run) = self.cluster_identity();
         let [mqtt, udp, api] = self.reachable_addresses(local_address());
         let own = GatewayDto {
-            name,
-            run,
+            name: None,
+            run: None,
             is_self: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mqtt,
@@ -65,8 +63,7 @@ impl Gateway {
             draining: self.lifecycle.is_draining(),
             heard_seconds: 0,
         };
-        let gateways = iter::once(own).chain(self.other_gateways()).collect();
-        json_response(&GatewayList { cluster: self.describe_cluster(), gateways })
+        json_response(&self.list_gateways(own))
     }
 
     pub(super) fn handle_list_denied(&self) -> Response {

@@ -7,7 +7,6 @@ use crate::admin::recent_errors::RecentErrorKind;
 use crate::logger::log_about;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::log_limiter::suppressed_suffix;
 use crate::net::log_subject::LogSubject;
 use crate::net::mqtt::connection_log::Change;
 use crate::proto::mqtt::ConnectReturnCode;
@@ -29,12 +28,10 @@ impl Gateway {
 
     /// A connection ended before anything was known about who it is. Anybody can cause this, so it is no warning.
     fn log_unidentified(&mut self, id: SessionId, subject: &LogSubject, reason: &CloseReason) {
-        let suppressed = self.unidentified_log.allows((), self.io.now);
-        let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
-        let more = suppressed_suffix(suppressed.unwrap_or_default());
+        let (level, more) = self.unidentified_log.level((), self.io.now);
         log_about!(level, subject, "closed: {reason}{more}");
         let is_tls = *reason == CloseReason::UnexpectedPacket(CloseReason::TLS_ON_PLAIN_PORT);
-        if suppressed.is_some() && is_tls {
+        if level == Level::Info && is_tls {
             self.record_session_error(id, RecentErrorKind::TlsOnPlainPort, &reason.to_string());
         }
     }

@@ -7,7 +7,6 @@ use log::{Level, warn};
 use crate::logger::log_about;
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::token::SessionId;
-use crate::net::log_limiter::suppressed_suffix;
 use crate::net::metrics::TurnedAway;
 use crate::net::mqtt::listener::{EXTRA_PER_ADDRESS, Listeners};
 use crate::net::mqtt::transport::HandshakeStep;
@@ -77,12 +76,9 @@ impl Listeners {
         io: &mut Io,
     ) -> HandshakeOutcome {
         io.metrics.tls_failed += 1;
-        let suppressed = self.tls_failure_log.allows((), io.now);
-        let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
-        let is_logged = suppressed.is_some();
-        let more = suppressed_suffix(suppressed.unwrap_or_default());
+        let (level, more) = self.tls_failure_log.level((), io.now);
         log_about!(level, sessions.log_subject(id), "no TLS connection: {why}{more}");
-        HandshakeOutcome::Failed(is_logged.then(|| format!("no TLS connection: {why}")))
+        HandshakeOutcome::Failed((level == Level::Info).then(|| format!("no TLS connection: {why}")))
     }
 
     /// A connection has sent the first byte of its TLS handshake, and takes a place from now on.

@@ -1,7 +1,7 @@
 //! Without the feature `cluster`, a gateway is on its own.
 
 use crate::admin::answer::Answer;
-use crate::admin::gateways::{ClusterDto, GatewayDto};
+use crate::admin::gateways::{ClusterDto, GatewayDto, GatewayList};
 use crate::config::Config;
 use crate::net::admin::request::{AdminRequest, AdminResponse};
 use crate::net::admin::selection::Selection;
@@ -71,16 +71,9 @@ impl Gateway {
         Ok(())
     }
 
-    pub(crate) fn cluster_identity(&self) -> (Option<String>, Option<String>) {
-        (None, None)
-    }
-
-    pub(crate) fn describe_cluster(&self) -> ClusterDto {
-        ClusterDto { state: "off", redis: None, unreachable_seconds: None, reason: None }
-    }
-
-    pub(crate) fn other_gateways(&self) -> impl Iterator<Item = GatewayDto> {
-        std::iter::empty()
+    pub(crate) fn list_gateways(&self, own: GatewayDto) -> GatewayList {
+        let cluster = ClusterDto { state: "off", redis: None, unreachable_seconds: None, reason: None };
+        GatewayList { cluster, gateways: vec![own] }
     }
 
     pub(crate) fn on_cluster_event(&mut self, _: usize) -> bool {

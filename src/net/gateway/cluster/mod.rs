@@ -8,6 +8,7 @@ mod requests;
 mod requests_to_all;
 
 use std::collections::HashMap;
+use std::iter;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,7 +16,7 @@ use getrandom::Error as RandomError;
 use log::{info, warn};
 use sha2::{Digest, Sha256};
 
-use crate::admin::gateways::{ClusterDto, GatewayDto};
+use crate::admin::gateways::{ClusterDto, GatewayDto, GatewayList};
 use crate::cluster::{
     Cluster, ClusterState, Connection, ConnectionMessage, GatewayId, Kind, Outcome, OwnInfo, WaitingCall,
 };
@@ -91,28 +92,11 @@ impl Gateway {
         Ok(())
     }
 
-    /// This gateway's name and run, if there is a cluster.
-    pub(crate) fn cluster_identity(&self) -> (Option<String>, Option<String>) {
-        let client = &self.cluster.client;
-        (client.name(), client.id().map(|id| id.to_string()))
-    }
-
-    pub(crate) fn describe_cluster(&self) -> ClusterDto {
-        let (state, since) = match self.cluster.client.state() {
-            ClusterState::Off => ("off", None),
-            ClusterState::Connected => ("connected", None),
-            ClusterState::Unreachable(since) => ("unreachable", Some(since)),
-        };
-        ClusterDto {
-            state,
-            redis: self.io.config.cluster.redis.as_ref().map(ToString::to_string),
-            unreachable_seconds: since.map(|since| self.io.now.saturating_duration_since(since).as_secs()),
-            reason: self.cluster.unreachable.clone(),
-        }
-    }
-
-    pub(crate) fn other_gateways(&self) -> impl Iterator<Item = GatewayDto> {
-        self.cluster.client.peers().map(|peer| GatewayDto {
+    /// This gateway, which is `own`, and the others that are heard through Redis.
+    pub(crate) fn list_gateways(&self, own: GatewayDto) -> GatewayList {
+        let (client, now) = (&self.cluster.client, self.io.now);
+        let own = GatewayDto { name: client.name(), run: client.id().map(|id| id.to_string()), ..own };
+        let others = client.peers().map(|peer| GatewayDto {
             name: Some(peer.info.name.clone()),
             run: Some(peer.id.to_string()),
             is_self: false,
@@ -123,8 +107,20 @@ impl Gateway {
             devices: peer.info.devices,
             calls: peer.info.calls,
             draining: peer.info.draining,
-            heard_seconds: self.io.now.saturating_duration_since(peer.last_heard).as_secs(),
-        })
+            heard_seconds: now.saturating_duration_since(peer.last_heard).as_secs(),
+        });
+        let (state, since) = match client.state() {
+            ClusterState::Off => ("off", None),
+            ClusterState::Connected => ("connected", None),
+            ClusterState::Unreachable(since) => ("unreachable", Some(since)),
+        };
+        let cluster = ClusterDto {
+            state,
+            redis: self.io.config.cluster.redis.as_ref().map(ToString::to_string),
+            unreachable_seconds: since.map(|since| now.saturating_duration_since(since).as_secs()),
+            reason: self.cluster.unreachable.clone(),
+        };
+        GatewayList { cluster, gateways: iter::once(own).chain(others).collect() }
     }
 
     fn announce_info(&mut self) {
