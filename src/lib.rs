@@ -126,6 +126,7 @@ pub mod cluster;
 pub mod config;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod labels;
 pub mod logger;
 pub mod net;
 pub mod output_file;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::admin::prometheus::Histogram;
 use crate::config::MacDenial;
+use crate::labels::labelled_enum;
 use crate::proto::mqtt::ConnectReturnCode;
 use crate::session::{
     BackendStage, CallStats, CallSummary, Counter, DropReason, EndReason, SetupStage, Verdict,
@@ -20,64 +21,56 @@ const REFUSALS: [(ConnectReturnCode, &str); 5] = [
 
 /// The codes of errors that say why a caller of the management API was refused.
 const API_REFUSALS: [&str; 4] = ["unauthorized", "weak_key", "forwarded", "foreign_origin"];
-/// Why a connection of a device was closed because there were too many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TurnedAway {
-    /// It is new, and its address has too many.
-    AddressLimit,
-    /// It is new, and no other one could be closed for it.
-    Full,
-    /// It was closing, and made room.
-    Closing,
-    /// It did not advance for seconds, and made room.
-    Stalled,
-    /// Its address had the most connections that had not logged in, or the most handshakes; it made room.
-    Crowding,
+
+labelled_enum! {
+    /// Why a connection of a device was closed because there were too many.
+    pub(crate) enum TurnedAway {
+        /// It is new, and its address has too many.
+        AddressLimit => "address_limit",
+        /// It is new, and no other one could be closed for it.
+        Full => "full",
+        /// It was closing, and made room.
+        Closing => "closing",
+        /// It did not advance for seconds, and made room.
+        Stalled => "stalled",
+        /// Its address had the most connections that had not logged in, or the most handshakes; it made room.
+        Crowding => "crowding",
+    }
 }
 
-impl TurnedAway {
-    const LABELS: [&str; 5] = ["address_limit", "full", "closing", "stalled", "crowding"];
+labelled_enum! {
+    /// Why a connection to the management API was closed to admit another one.
+    #[derive(PartialOrd, Ord)]
+    pub(crate) enum ApiDisplaced {
+        /// It had served its last request.
+        Closing => "api_closing",
+        /// It sent or took nothing for seconds.
+        Stalled => "api_stalled",
+        /// Its address had the most connections.
+        Crowding => "api_crowding",
+        /// All others waited for an answer too.
+        Pending => "api_pending",
+    }
 }
 
-/// Why a connection to the management API was closed to admit another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum ApiDisplaced {
-    /// It had served its last request.
-    Closing,
-    /// It sent or took nothing for seconds.
-    Stalled,
-    /// Its address had the most connections.
-    Crowding,
-    /// All others waited for an answer too.
-    Pending,
-}
-
-impl ApiDisplaced {
-    const LABELS: [&str; 4] = ["api_closing", "api_stalled", "api_crowding", "api_pending"];
-}
-
-/// What became of a device's OTA request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OtaOutcome {
-    /// It got this gateway's own answer.
-    Answered,
-    /// It got another server's answer, with the settings of this gateway.
-    PassedOn,
-    /// It got this gateway's own answer, since the other server gave none that can be used.
-    UpstreamFailed,
-    /// Its address or MAC is not to be answered.
-    Refused,
-    /// Its address has asked too often.
-    Limited,
-    /// It is no request of a device.
-    Invalid,
-    /// It got a sound.
-    Sound,
-}
-
-impl OtaOutcome {
-    const LABELS: [&str; 7] =
-        ["answered", "passed_on", "upstream_failed", "refused", "limited", "invalid", "sound"];
+labelled_enum! {
+    /// What became of a device's OTA request.
+    pub(crate) enum OtaOutcome {
+        /// It got this gateway's own answer.
+        Answered => "answered",
+        /// It got another server's answer, with the settings of this gateway.
+        PassedOn => "passed_on",
+        /// It got this gateway's own answer, since the other server gave none that can be used.
+        UpstreamFailed => "upstream_failed",
+        /// Its address or MAC is not to be answered.
+        Refused => "refused",
+        /// Its address has asked too often.
+        Limited => "limited",
+        /// It is no request of a device.
+        Invalid => "invalid",
+        /// It got a sound.
+        Sound => "sound",
+    }
 }
 
 /// Everything that has been counted since the start.
@@ -127,7 +120,7 @@ pub struct Metrics {
     pub relay_packets: u64,
     /// Batches of messages and audio passed to other workers.
     pub relay_batches: u64,
-    /// How long what took.
+    /// How long things took.
     pub times: Times,
     /// Packets, bytes and losses of the calls that have ended.
     pub ended_calls: CallStats,
@@ -141,9 +134,9 @@ pub struct Metrics {
     pub api_answers: [u64; 6],
     /// Connections to the management API.
     pub api_connections: u64,
-    turned_away: [u64; TurnedAway::LABELS.len()],
-    api_displaced: [u64; ApiDisplaced::LABELS.len()],
-    ota_outcomes: [u64; OtaOutcome::LABELS.len()],
+    turned_away: [u64; TurnedAway::ALL.len()],
+    api_displaced: [u64; ApiDisplaced::ALL.len()],
+    ota_outcomes: [u64; OtaOutcome::ALL.len()],
     discards: [u64; DropReason::ALL.len()],
     ends: [u64; EndReason::ALL.len()],
     verdicts: [u64; Verdict::ALL.len()],
@@ -153,7 +146,7 @@ pub struct Metrics {
     mac_denials: [u64; 3],
 }
 
-/// How long what took. Measured in the buckets that suit it.
+/// How long things took.
 #[derive(Debug)]
 pub struct Times {
     /// The time from a device's hello to the reply.
@@ -247,17 +240,17 @@ impl Metrics {
 
     /// MQTT connections that were closed before login because there were too many, by reason.
     pub fn turned_away_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        TurnedAway::LABELS.into_iter().zip(self.turned_away)
+        TurnedAway::ALL.map(TurnedAway::label).into_iter().zip(self.turned_away)
     }
 
     /// Connections to the management API that were closed to admit another one, by reason.
     pub fn api_displaced_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        ApiDisplaced::LABELS.into_iter().zip(self.api_displaced)
+        ApiDisplaced::ALL.map(ApiDisplaced::label).into_iter().zip(self.api_displaced)
     }
 
     /// OTA requests, by what became of them.
     pub fn ota_outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        OtaOutcome::LABELS.into_iter().zip(self.ota_outcomes)
+        OtaOutcome::ALL.map(OtaOutcome::label).into_iter().zip(self.ota_outcomes)
     }
 
     pub(crate) fn ota_outcome(&mut self, outcome: OtaOutcome) {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::call_report::{CallReport, CallSeries, SetupTimes};
 pub use super::causes::{BackendStage, EndReason};
-use super::labels::labelled_enum;
 use super::server_cause::ServerCause;
 use crate::config::{ChatServerConfig, MacDenial};
+use crate::labels::labelled_enum;
 use crate::proto::audio::BadDatagram;
 use crate::proto::identity::Mac;
 use crate::proto::mqtt::{ConnectReturnCode, Malformed};

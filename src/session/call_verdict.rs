@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::causes::EndReason;
-use super::labels::labelled_enum;
+use crate::labels::labelled_enum;
 
 /// A device that listens for so long without any audio of it is not heard.
 const UNHEARD: Duration = Duration::from_secs(3);

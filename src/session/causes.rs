@@ -1,6 +1,6 @@
 //! Why calls end, who ends them, and how far a chat server was when it failed.
 
-use super::labels::labelled_enum;
+use crate::labels::labelled_enum;
 
 labelled_enum! {
     /// Why a call ended: the log line and the metric label.

@@ -32,7 +32,6 @@ mod device_calls;
 mod ended_calls;
 mod hello_limiter;
 mod jitter;
-mod labels;
 mod mcp;
 mod media;
 mod playout;

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::LogEvent;
 use super::action::{BackendFailure, BackendStage};
-use super::labels::labelled_enum;
 use super::server_cause::ServerCause;
 use crate::config::{ChatServerConfig, Framing, ServerOrder};
+use crate::labels::labelled_enum;
 
 /// For how long after a failure new calls try other servers first.
 const COOLDOWN: Duration = Duration::from_secs(30);

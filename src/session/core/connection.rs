@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::super::action::{Action, Admission, CloseReason, Counter, EndReason, LogEvent};
 use super::super::context::Context;
 use super::super::deadlines::CoarseInstant;
-use super::super::labels::labelled_enum;
 use super::super::mcp::ToolCache;
 use super::{Core, Notice, SessionPhase};
 use crate::config::{Config, KeyFingerprint, MacDenial};
+use crate::labels::labelled_enum;
 use crate::proto::identity::{self, BadClientId, ClientId};
 use crate::proto::mqtt::{Connect, ConnectReturnCode, Malformed};
 

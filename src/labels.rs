@@ -5,22 +5,22 @@
 macro_rules! labelled_enum {
     (
         $(#[$meta:meta])*
-        pub enum $name:ident { $($(#[$doc:meta])* $variant:ident => $label:literal,)+ }
+        $vis:vis enum $name:ident { $($(#[$doc:meta])* $variant:ident => $label:literal,)+ }
     ) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-        pub enum $name { $($(#[$doc])* #[serde(rename = $label)] $variant,)+ }
+        $vis enum $name { $($(#[$doc])* #[serde(rename = $label)] $variant,)+ }
 
         impl $name {
             /// Every variant, in order.
-            pub const ALL: [Self; [$($label),+].len()] = [$(Self::$variant),+];
+            $vis const ALL: [Self; [$($label),+].len()] = [$(Self::$variant),+];
 
             /// The stable name, for logs, metrics and the management API.
-            pub const fn label(self) -> &'static str {
+            $vis const fn label(self) -> &'static str {
                 match self { $(Self::$variant => $label,)+ }
             }
         }
     };
 }
 
-pub(super) use labelled_enum;
+pub(crate) use labelled_enum;
