@@ -30,9 +30,14 @@ pub(crate) fn with_clock_warning(error: String) -> String {
     }
 }
 
+/// The time since 1970; zero when the clock stands before that.
+pub(crate) fn unix_time() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// The time now.
 pub(crate) fn wall_clock(time_zone: &TimeZone) -> WallClock {
-    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+    let unix = unix_time().as_secs() as i64;
     let local = time_zone.find_local_time_type(unix);
     WallClock { unix_seconds: unix, utc_offset_seconds: local.map_or(0, |local| local.ut_offset().into()) }
 }

@@ -8,7 +8,7 @@
 use std::fmt::Arguments;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -111,14 +111,24 @@ pub fn recent_lines(after: u64, level: Level) -> (u64, Vec<RecentLine>) {
 /// Waits until every line logged so far is written, but no longer than `limit`.
 pub fn flush(limit: Duration) {
     let Some(queues) = QUEUES.get() else { return };
+    flush_queues(queues.iter(), Line::Flush, limit);
+}
+
+/// Waits until the threads behind these queues have dealt with what is queued so far, but no longer than `limit`. An entry that
+/// `marker` makes is dropped when everything before it is done.
+pub(crate) fn flush_queues<'a, T: 'a>(
+    queues: impl IntoIterator<Item = &'a SyncSender<T>>,
+    marker: fn(Sender<()>) -> T,
+    limit: Duration,
+) {
     let end = Instant::now() + limit;
     let (done, all_done) = mpsc::channel();
-    for queue in queues.iter() {
-        let mut marker = Line::Flush(done.clone());
-        while let Err(TrySendError::Full(back)) = queue.try_send(marker)
+    for queue in queues {
+        let mut entry = marker(done.clone());
+        while let Err(TrySendError::Full(back)) = queue.try_send(entry)
             && Instant::now() < end
         {
-            marker = back;
+            entry = back;
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -134,7 +144,7 @@ enum Line {
     /// Something else than a line is to be done.
     Wake,
     /// Dropped when everything before it is written.
-    Flush(#[allow(dead_code)] mpsc::Sender<()>),
+    Flush(#[allow(dead_code)] Sender<()>),
 }
 
 /// What may change while the program runs; every thread reads it.

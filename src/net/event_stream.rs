@@ -5,9 +5,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::admin::event::{About, Event, EventRing, StoredEvent};
+use crate::clock::unix_time;
 use crate::config::EventKind;
 
 /// Shared by all workers.
@@ -46,9 +47,8 @@ impl ReaderEnd {
 
 impl Default for EventStream {
     fn default() -> Self {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self(Arc::new(Shared {
-            ring: Mutex::new(EventRing::new(now.as_secs())),
+            ring: Mutex::new(EventRing::new(unix_time().as_secs())),
             changed: Condvar::new(),
             is_news: AtomicBool::new(false),
         }))

@@ -2,14 +2,14 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tz::TimeZone;
 
 use crate::admin::auth::WallClock;
 use crate::admin::call_history::CallHistory;
 use crate::admin::call_record::{FinishedCall, LocalTime};
-use crate::clock::{local_time_zone, wall_clock};
+use crate::clock::{local_time_zone, unix_time, wall_clock};
 use crate::config;
 use crate::net::history_file::HistoryFile;
 
@@ -69,9 +69,11 @@ impl History {
 
     /// The time now, in the local zone.
     pub(crate) fn local_time(&self) -> LocalTime {
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let offset = self.wall_clock().utc_offset_seconds;
-        LocalTime { unix_ms: unix.as_millis() as u64, utc_offset_s: offset.try_into().unwrap_or_default() }
+        LocalTime {
+            unix_ms: unix_time().as_millis() as u64,
+            utc_offset_s: offset.try_into().unwrap_or_default(),
+        }
     }
 
     pub(crate) fn wall_clock(&self) -> WallClock {

@@ -8,14 +8,16 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use log::{info, warn};
 
 use crate::admin::call_record::FinishedCall;
+use crate::clock::unix_time;
 use crate::config;
+use crate::logger::flush_queues;
 use crate::output_file;
 
 /// Calls that wait to be written; more are lost.
@@ -101,17 +103,7 @@ impl HistoryFile {
 
     /// Waits until everything that was queued is written, but no longer than `limit`.
     pub(crate) fn flush(&self, limit: Duration) {
-        let end = Instant::now() + limit;
-        let (done, all_done) = mpsc::channel();
-        let mut marker = Entry::Flush(done);
-        while let Err(TrySendError::Full(back)) = self.queue.try_send(marker) {
-            if Instant::now() >= end {
-                return;
-            }
-            marker = back;
-            thread::sleep(Duration::from_millis(1));
-        }
-        let _ = all_done.recv_timeout(end.saturating_duration_since(Instant::now()));
+        flush_queues([&self.queue], Entry::Flush, limit);
     }
 
     /// Calls that could not be written.
@@ -262,8 +254,7 @@ fn old_path(path: &Path) -> PathBuf {
 }
 
 fn unix_ms() -> u64 {
-    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    unix.as_millis() as u64
+    unix_time().as_millis() as u64
 }
 
 /// Whether the last byte of a file is in a line that has no end. The next read begins at the start.

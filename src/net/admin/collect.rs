@@ -1,7 +1,5 @@
 //! `GET /metrics`: the counters, and the present state, which is read when the metrics are requested.
 
-use std::time::SystemTime;
-
 use crate::admin::prometheus::MetricFamilies;
 use crate::logger;
 #[cfg(feature = "cluster")]
@@ -319,9 +317,8 @@ impl MetricSources<'_> {
         let tls = if cfg!(feature = "tls") { "true" } else { "false" };
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("tls", tls)];
         out.gauge("gateway_build_info", "The build; its value is always 1.").with(&labels, 1);
-        let started = self.admin.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         out.gauge("process_start_time_seconds", "When the gateway started, in seconds since 1970.")
-            .value(started.as_secs_f64());
+            .value(self.admin.started.as_secs_f64());
         let process = proc_stats::read();
         let mut gauge = |name, help, value: Option<u64>| {
             if let Some(value) = value {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::Duration;
 
 use log::{debug, warn};
 use mio::net::{TcpListener, TcpStream};
@@ -28,7 +28,7 @@ use crate::admin::notify_files::NotifyFiles;
 use crate::admin::recent_errors::{RecentErrorKind, RecentErrors};
 use crate::admin::response::{CONTINUE, Response};
 use crate::admin::routes::{self, Access};
-use crate::clock::{local_time_zone, wall_clock};
+use crate::clock::{local_time_zone, unix_time, wall_clock};
 use crate::config::Config;
 use crate::net::admin::connection::{
     Connection, ConnectionState, PartialRequest, Progress, ReceivedRequest, connection_mut,
@@ -77,7 +77,8 @@ pub(crate) struct AdminServer {
     pub(crate) command_results: CommandResults,
     /// Sounds for devices.
     pub(crate) notify_files: NotifyFiles,
-    pub(super) started_at: SystemTime,
+    /// The time since 1970 at the start.
+    pub(super) started: Duration,
     /// No connection is kept for another request.
     is_closing: bool,
 }
@@ -100,14 +101,12 @@ impl AdminServer {
             connections: Slab::new(),
             epoch: 0,
             // Random, so that a result's id is neither used again soon after a restart, nor by another gateway. The time will do.
-            last_request_id: getrandom::u32().unwrap_or_else(|_| {
-                SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as u32
-            }),
+            last_request_id: getrandom::u32().unwrap_or_else(|_| unix_time().as_secs() as u32),
             time_zone: local_time_zone(),
             recent_errors: Arc::default(),
             command_results: CommandResults::default(),
             notify_files: NotifyFiles::default(),
-            started_at: SystemTime::now(),
+            started: unix_time(),
             is_closing: false,
         }
     }
@@ -170,8 +169,7 @@ impl AdminServer {
 
     /// Adds to the list of recent errors, which operators read.
     pub(crate) fn record_error(&mut self, kind: RecentErrorKind, device: Option<&str>, message: &str) {
-        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.recent_errors().record(at.as_millis() as u64, kind, device, message);
+        self.recent_errors().record(unix_time().as_millis() as u64, kind, device, message);
     }
 
     /// The list is consistent after every change, so it can be used although a worker panicked while it held the lock.

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use log::warn;
 use mio::net::{TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use mio::{Interest, Registry, Waker};
 use slab::Slab;
 use tz::TimeZone;
 
-use crate::clock::local_time_zone;
+use crate::clock::{local_time_zone, unix_time};
 use crate::config::{Config, OtaDenial};
 #[cfg(target_os = "linux")]
 use crate::net::event_loop::inherited::InheritedListener;
@@ -143,7 +143,7 @@ impl OtaServer {
 
     /// The time as devices are told it.
     pub(crate) fn server_time(&self) -> ServerTime {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = unix_time();
         let local = self.time_zone.find_local_time_type(now.as_secs() as i64);
         ServerTime {
             timestamp: now.as_millis() as u64,
