@@ -1,6 +1,7 @@
-//! Makes text from peers safe to show in the log, in the management API and on a terminal; percent-encoding.
+//! Makes text from peers safe to show in the log, in the management API and on a terminal; numbers and percent-encoding.
 
 use std::borrow::Cow;
+use std::str::FromStr;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
 
@@ -63,6 +64,11 @@ fn bounded(text: &str, is_plain: impl Fn(char) -> bool) -> Cow<'_, str> {
         shown = Cow::Owned(format!("{}…", escaped(&text[..end], is_plain)));
     }
     shown
+}
+
+/// A number in decimal digits alone; `parse` would accept a sign too.
+pub(crate) fn parse_digits<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// A part of a URL without its percent-encoding (RFC 3986 section 2.1); `None` when that is broken or no

@@ -9,6 +9,7 @@ use tz::UtcDateTime;
 
 use crate::proto::identity::{ClientId, Mac};
 use crate::session::{CallReport, CallSeries, CallState, CallStats, CallSummary, EndReason, EndedBy};
+use crate::text::parse_digits;
 
 /// A call that has ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -156,11 +157,7 @@ impl LocalTime {
 
 /// Numbers of one to four digits.
 fn numbers(text: &str, between: char) -> Option<Vec<u32>> {
-    let number = |part: &str| {
-        let is_number = (1..=4).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
-        is_number.then(|| part.parse().ok()).flatten()
-    };
-    text.split(between).map(number).collect()
+    text.split(between).map(|part| parse_digits(part).filter(|_| part.len() <= 4)).collect()
 }
 
 /// `Z`, or `+08:00`, in seconds.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::proto::message::{BadMessage, JsonObject};
-use crate::text::percent_decode;
+use crate::text::{parse_digits, percent_decode};
 
 /// Characters of a bad value that are shown.
 const SHOWN: usize = 40;
@@ -76,8 +76,7 @@ pub fn query_number(
     (min, max): (u64, u64),
 ) -> Result<u64, BadParameter> {
     let Some(text) = query_value(query, key)? else { return Ok(default) };
-    // Rust reads a number with a plus too.
-    let number = text.parse().ok().filter(|number| !text.starts_with('+') && (min..=max).contains(number));
+    let number = parse_digits(&text).filter(|number| (min..=max).contains(number));
     number.ok_or_else(|| {
         BadParameter::new(key, &format!("{text:?}"), format!("a whole number from {min} to {max}"))
     })

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::Secret;
+use crate::text::parse_digits;
 
 /// A chat server: a `ws://` or `wss://` URL taken apart, and the settings that are its own.
 ///
@@ -207,9 +208,9 @@ impl fmt::Debug for ChatServerConfig {
     }
 }
 
-/// Why a text is not the URL of a chat server. Displays as what is allowed instead.
+/// Why a text is not the URL of a server. Displays as what is allowed instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UrlError(&'static str);
+pub struct UrlError(pub(super) &'static str);
 
 impl UrlError {
     const SCHEME: Self = Self("a ws:// or wss:// URL");
@@ -261,11 +262,7 @@ pub(super) fn split_authority(authority: &str, default_port: u16) -> Result<(Str
         }
     };
     let port = match port.strip_prefix(':') {
-        // `parse` alone would accept a sign.
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            digits.parse().ok().filter(|port| *port != 0).ok_or(UrlError::PORT)?
-        }
-        Some(_) => return Err(UrlError::PORT),
+        Some(digits) => parse_digits(digits).filter(|port| *port != 0).ok_or(UrlError::PORT)?,
         None if port.is_empty() => default_port,
         None => return Err(UrlError::HOST),
     };

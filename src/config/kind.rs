@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +19,8 @@ use super::route;
 use super::value::JsonValue;
 use super::webhook;
 use super::{
-    BadRedisUrl, ChatServerConfig, EventKind, Framing, HttpUrl, LogFormat, LogTime, Network, OnDisconnect,
-    PeerPolicy, PublicIp, RedisUrl, Route, Secret, ServerOrder, UrlError, Webhook,
+    ChatServerConfig, EventKind, Framing, HttpUrl, LogFormat, LogTime, Network, OnDisconnect, PeerPolicy,
+    PublicIp, RedisUrl, Route, Secret, ServerOrder, UrlError, Webhook,
 };
 use crate::proto::identity::{Mac, MacPrefix, MacPrefixes};
 use crate::proto::ota::{ENDPOINT_ALLOWED, Endpoint, is_group};
@@ -210,16 +211,7 @@ pub(super) fn group() -> Kind<String> {
 
 /// The URL of a Redis server, which no message shows, since it holds a password; an empty one is none.
 pub(super) fn redis_url() -> Kind<Option<RedisUrl>> {
-    let read = |value: &JsonValue<'_>| {
-        let text: String = value.deserialize().map_err(|_| value.invalid("a URL"))?;
-        if !text.is_empty() && cfg!(not(feature = "cluster")) {
-            let allowed = "\"\": this program was built without the feature cluster";
-            return Err(value.invalid_redacted("a text that is not shown", allowed));
-        }
-        let url = (!text.is_empty()).then(|| text.parse()).transpose();
-        url.map_err(|error: BadRedisUrl| value.invalid_redacted("a text that is not shown", error))
-    };
-    Kind::new(read, |url| json!(url.as_ref().map_or("", |url: &RedisUrl| &url.url)))
+    url(|url: &RedisUrl| &url.url)
 }
 
 /// The name of a gateway; an empty one is the host's.
@@ -279,12 +271,16 @@ fn server_token() -> Kind<Option<Secret>> {
 
 /// A URL that no message shows, since its query may hold a token; an empty one is none.
 pub(super) fn http_url() -> Kind<Option<HttpUrl>> {
+    url(|url: &HttpUrl| &url.url)
+}
+
+fn url<T: FromStr<Err = UrlError> + 'static>(text: fn(&T) -> &String) -> Kind<Option<T>> {
     let read = |value: &JsonValue<'_>| {
         let text: String = value.deserialize().map_err(|_| value.invalid("a URL"))?;
         let url = (!text.is_empty()).then(|| text.parse()).transpose();
-        url.map_err(|error: UrlError| value.invalid_redacted("a text that is not shown", error))
+        url.map_err(|error| value.invalid_redacted("a text that is not shown", error))
     };
-    Kind::new(read, |url| json!(url.as_ref().map_or("", |url: &HttpUrl| &url.url)))
+    Kind::new(read, move |url| json!(url.as_ref().map_or("", |url| text(url))))
 }
 
 fn framing() -> Kind<Framing> {

@@ -50,7 +50,7 @@ pub use network::Network;
 pub use node_config::NodeConfig;
 pub use ota::OtaDenial;
 pub use public_address::unreachable_kind;
-pub use redis_url::{BadRedisUrl, RedisUrl};
+pub use redis_url::RedisUrl;
 pub use route::Route;
 pub use signature_key::KeyFingerprint;
 pub use source::{DEFAULT_FILE, NODE_FILE, Source};

@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::chat_server::split_authority;
-use super::{ChatServerConfig, Secret};
-use crate::text::{percent_decode, percent_encode};
+use super::{ChatServerConfig, Secret, UrlError};
+use crate::text::{parse_digits, percent_decode, percent_encode};
 
 /// What is allowed.
 const ALLOWED: &str = "redis[s]://[user:password@]host[:port][/database], user and password percent-encoded";
@@ -27,16 +27,6 @@ pub struct RedisUrl {
     pub password: Option<Secret>,
     /// The number of the database.
     pub database: u32,
-}
-
-/// The text is no such URL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadRedisUrl(&'static str);
-
-impl fmt::Display for BadRedisUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
 }
 
 impl fmt::Display for RedisUrl {
@@ -63,15 +53,18 @@ impl fmt::Debug for RedisUrl {
 }
 
 impl FromStr for RedisUrl {
-    type Err = BadRedisUrl;
+    type Err = UrlError;
 
-    fn from_str(url: &str) -> Result<Self, BadRedisUrl> {
-        const BAD: BadRedisUrl = BadRedisUrl(ALLOWED);
+    fn from_str(url: &str) -> Result<Self, UrlError> {
+        const BAD: UrlError = UrlError(ALLOWED);
+        if cfg!(not(feature = "cluster")) {
+            return Err(UrlError("\"\": this program was built without the feature cluster"));
+        }
         let (scheme, rest) = url.split_once("://").ok_or(BAD)?;
         let tls = match scheme.to_ascii_lowercase().as_str() {
             "redis" => false,
             "rediss" if cfg!(not(feature = "tls")) => {
-                return Err(BadRedisUrl("a redis:// URL: this program was built without TLS"));
+                return Err(UrlError("a redis:// URL: this program was built without TLS"));
             }
             "rediss" => true,
             _ => return Err(BAD),
@@ -79,9 +72,7 @@ impl FromStr for RedisUrl {
         let (rest, database) = match rest.split_once('/') {
             None | Some((_, "")) => (rest.trim_end_matches('/'), 0),
             Some((rest, database)) => {
-                let is_number = database.bytes().all(|byte| byte.is_ascii_digit());
-                let database =
-                    database.parse().ok().filter(|database| is_number && *database <= DATABASE_MAX);
+                let database = parse_digits(database).filter(|database| *database <= DATABASE_MAX);
                 (rest, database.ok_or(BAD)?)
             }
         };
@@ -106,7 +97,7 @@ pub(super) fn is_gateway_name(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cluster"))]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;

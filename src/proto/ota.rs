@@ -141,9 +141,10 @@ impl Endpoint {
 }
 
 impl FromStr for Endpoint {
-    type Err = BadEndpoint;
+    /// What is allowed.
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, BadEndpoint> {
+    fn from_str(text: &str) -> Result<Self, &'static str> {
         let (host, port) = match text.split_once(':') {
             None => (text, None),
             Some((host, port)) => (host, Some(port)),
@@ -153,12 +154,12 @@ impl FromStr for Endpoint {
         let port = match port {
             None => None,
             Some(port) if is_digits(port) => {
-                Some(port.parse().ok().filter(|port| *port != 0).ok_or(BadEndpoint)?)
+                Some(port.parse().ok().filter(|port| *port != 0).ok_or(ENDPOINT_ALLOWED)?)
             }
-            Some(_) => return Err(BadEndpoint),
+            Some(_) => return Err(ENDPOINT_ALLOWED),
         };
         let is_host = (1..=253).contains(&host.len()) && host.bytes().all(is_host_byte);
-        if is_host { Ok(Self { host: host.to_owned(), port }) } else { Err(BadEndpoint) }
+        if is_host { Ok(Self { host: host.to_owned(), port }) } else { Err(ENDPOINT_ALLOWED) }
     }
 }
 
@@ -168,18 +169,6 @@ impl fmt::Display for Endpoint {
         self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
     }
 }
-
-/// The text is no [`Endpoint`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadEndpoint;
-
-impl fmt::Display for BadEndpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "not {ENDPOINT_ALLOWED}")
-    }
-}
-
-impl std::error::Error for BadEndpoint {}
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -284,7 +273,7 @@ mod tests {
             "a/b",
             &long,
         ] {
-            assert_eq!(text.parse::<Endpoint>(), Err(BadEndpoint), "{text}");
+            assert_eq!(text.parse::<Endpoint>(), Err(ENDPOINT_ALLOWED), "{text}");
         }
     }
 

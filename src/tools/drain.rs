@@ -12,6 +12,7 @@ use super::page::Page;
 use super::terminal::Terminal;
 use crate::admin::routes::MAX_DRAIN_SECONDS;
 use crate::config::Source;
+use crate::text::parse_digits;
 
 const HELP: &str = "\
 Ask the gateway on this machine to drain: no new devices, and the end when the last call
@@ -81,9 +82,8 @@ fn seconds(name: &str, text: &str) -> Result<u64, String> {
         "h" => Some(3600),
         _ => None,
     };
-    let digits = number.bytes().all(|byte| byte.is_ascii_digit());
-    let number = number.parse::<u64>().ok().filter(|_| digits);
-    let seconds = number.zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    let seconds =
+        parse_digits::<u64>(number).zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
     seconds.filter(|seconds| (1..=MAX_DRAIN_SECONDS).contains(seconds)).ok_or_else(|| {
         format!("{name}: found {text:?}, allowed: a number of seconds, minutes or hours up to a week: 90s, 10m, 2h")
     })

@@ -3,6 +3,7 @@
 use crate::admin::params::{BadParameter, query_number, query_value};
 use crate::admin::routes::Endpoint;
 use crate::net::admin::request::{MAX_CURSOR, MAX_PAGE_SIZE};
+use crate::text::parse_digits;
 
 /// Calls on a page, as `GET /api/calls` says: by default, and the maximum.
 const CALLS_PAGE: (u64, u64) = (100, 1000);
@@ -67,11 +68,9 @@ fn parse_after(query: &str) -> Result<(Option<u64>, u64), BadParameter> {
     let Some((run, cursor)) = after.split_once('-').filter(|(run, _)| run.len() == 16) else {
         return Ok((None, query_number(query, "after", 0, (0, MAX_CURSOR))?));
     };
-    let is_number =
-        |text: &str| (1..=16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     let is_hex = run.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    match (u64::from_str_radix(run, 16), cursor.parse::<u64>()) {
-        (Ok(run), Ok(number)) if is_hex && is_number(cursor) => Ok((Some(run), number.min(MAX_CURSOR))),
+    match (u64::from_str_radix(run, 16), parse_digits::<u64>(cursor)) {
+        (Ok(run), Some(number)) if is_hex && cursor.len() <= 16 => Ok((Some(run), number.min(MAX_CURSOR))),
         _ => Err(BadParameter::new("after", &format!("{after:?}"), "the `next` of the page before")),
     }
 }
