@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::dto::{DeviceStatus, SessionPage};
@@ -36,12 +36,7 @@ pub enum Answer {
     /// `POST /api/devices/status`, by the names that were asked for.
     DevicesStatus(BTreeMap<String, DeviceStatus>),
     /// `POST /api/devices/disconnect`.
-    Disconnected {
-        /// How many devices are disconnected.
-        count: usize,
-        /// The names for which there was none.
-        not_connected: BTreeSet<String>,
-    },
+    Disconnected(Disconnected),
     /// `PUT` and `DELETE /api/denied/{clientId}`.
     Denied {
         /// The device.
@@ -55,6 +50,24 @@ pub enum Answer {
     Messages(MessageCounts),
     /// `GET /api/servers`.
     Servers(ServerList),
+}
+
+/// What became of `POST /api/devices/disconnect`.
+#[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Disconnected {
+    /// How many devices are disconnected.
+    pub disconnected: usize,
+    /// The names for which there was none.
+    pub not_connected: BTreeSet<String>,
+}
+
+impl Disconnected {
+    /// Adds what another worker or gateway has done: a name has no device if none of them has it.
+    pub fn add(&mut self, other: &Self) {
+        self.disconnected += other.disconnected;
+        self.not_connected.retain(|name| other.not_connected.contains(name));
+    }
 }
 
 impl Answer {
@@ -76,9 +89,7 @@ impl Answer {
             Self::Denied { mac, denied, disconnected } => json_response(
                 &json!({ "mac": mac.to_string(), "denied": denied, "disconnected": disconnected }),
             ),
-            Self::Disconnected { count, not_connected } => {
-                json_response(&json!({ "disconnected": count, "notConnected": not_connected }))
-            }
+            Self::Disconnected(counts) => json_response(&counts),
         }
     }
 
@@ -102,13 +113,7 @@ impl Answer {
                         all.insert(name, status);
                     }
                 }
-                (
-                    Self::Disconnected { count, not_connected },
-                    Self::Disconnected { count: more, not_connected: elsewhere },
-                ) => {
-                    *count += more;
-                    not_connected.retain(|name| elsewhere.contains(name));
-                }
+                (Self::Disconnected(all), Self::Disconnected(more)) => all.add(&more),
                 (Self::Denied { disconnected, .. }, Self::Denied { disconnected: more, .. }) => {
                     *disconnected += more;
                 }
@@ -200,9 +205,9 @@ mod tests {
 
     #[test]
     fn a_name_is_not_connected_if_no_worker_has_it() {
-        let answer = |count, names: [&str; 2]| Answer::Disconnected {
-            count,
-            not_connected: names.map(str::to_owned).into(),
+        let answer = |disconnected, names: [&str; 2]| {
+            let not_connected = names.map(str::to_owned).into();
+            Answer::Disconnected(Disconnected { disconnected, not_connected })
         };
         let merged = merge(vec![answer(1, ["a", "b"]), answer(2, ["b", "c"])]);
         assert_eq!(merged, json!({ "disconnected": 3, "notConnected": ["b"] }));

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::answer::json_response;
+use super::answer::{Disconnected, json_response};
 use super::dto::SessionPage;
 use super::error::{ApiError, ErrorStyle};
+use super::messages::MessageCounts;
 use super::response::Response;
 use super::routes::Endpoint;
 
@@ -59,20 +60,14 @@ struct Id {
     id: u64,
 }
 
-#[derive(Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Disconnected {
-    disconnected: u64,
-    not_connected: BTreeSet<String>,
-}
-
-#[derive(Deserialize, Serialize)]
+/// The body of what became of a message to many.
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Sent {
-    sent: u64,
-    queued: u64,
-    offline: u64,
-    refused: u64,
+    sent: usize,
+    queued: usize,
+    offline: usize,
+    refused: usize,
     not_connected: BTreeSet<String>,
 }
 
@@ -206,26 +201,24 @@ fn join_errors(answers: Vec<GatewayAnswer>, mut missing: Missing) -> Response {
 fn join_disconnected(answers: Vec<GatewayAnswer>, mut missing: Missing) -> Response {
     let all = read::<Disconnected>(answers, &mut missing).into_iter().map(|(.., body)| body);
     let joined = all.reduce(|mut joined, more| {
-        joined.disconnected += more.disconnected;
-        joined.not_connected.retain(|name| more.not_connected.contains(name));
+        joined.add(&more);
         joined
     });
     joined.map_or_else(|| nobody(ErrorStyle::Coded, &missing), |joined| respond(joined, missing.clone()))
 }
 
 fn join_sent(answers: Vec<GatewayAnswer>, mut missing: Missing) -> Response {
-    let all = read::<Sent>(answers, &mut missing).into_iter().map(|(.., body)| body);
+    let all = read(answers, &mut missing).into_iter().map(|(.., sent)| {
+        let Sent { sent, queued, offline, refused, not_connected } = sent;
+        let left = offline.saturating_sub(not_connected.len());
+        MessageCounts { sent, queued, left, refused, not_connected }
+    });
     let joined = all.reduce(|mut joined, more| {
-        let left = |sent: &Sent| sent.offline.saturating_sub(sent.not_connected.len() as u64);
-        let have_left = left(&joined) + left(&more);
-        joined.sent += more.sent;
-        joined.queued += more.queued;
-        joined.refused += more.refused;
-        joined.not_connected.retain(|name| more.not_connected.contains(name));
-        joined.offline = have_left + joined.not_connected.len() as u64;
+        joined.add(&more);
         joined
     });
-    joined.map_or_else(|| nobody(ErrorStyle::Coded, &missing), |joined| respond(joined, missing.clone()))
+    let respond = |joined: MessageCounts| respond(joined.to_json(), missing.clone());
+    joined.map_or_else(|| nobody(ErrorStyle::Coded, &missing), respond)
 }
 
 /// A device is where a gateway says that it exists. While an answer is missing, one that no gateway knows is not said to be away.

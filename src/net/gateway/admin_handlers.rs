@@ -8,7 +8,7 @@ use log::{Level, info};
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
-use crate::admin::answer::{Answer, json_response};
+use crate::admin::answer::{Answer, Disconnected, json_response};
 use crate::admin::call_history::{CallHistory, CallQuery};
 use crate::admin::dashboard;
 use crate::admin::dto::{self, DeviceStatus, DisconnectRequest, McpCommand};
@@ -389,9 +389,9 @@ impl Gateway {
         if !chosen.is_empty() {
             info!("{} devices are disconnected by an operator", chosen.len());
         }
-        let count = chosen.len();
+        let disconnected = chosen.len();
         chosen.into_iter().for_each(|id| self.io.run_queue.push(Task::Disconnect(id)));
-        Ok(Answer::Disconnected { count, not_connected })
+        Ok(Answer::Disconnected(Disconnected { disconnected, not_connected }))
     }
 
     // ----- the gateway --------------------------------------------------------------------------------------------
