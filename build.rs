@@ -1,4 +1,4 @@
-//! Tells the program when it was built: a clock that stands before that is wrong. And whether OpenSSL may encrypt the audio.
+//! Tells the program when it was built: a clock that stands before that is wrong. And what OpenSSL does in it.
 //! Compresses the program's long texts (`src/packed.rs`).
 
 use std::path::Path;
@@ -19,14 +19,18 @@ fn main() {
     let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse::<u64>().ok());
     let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     // `openssl_cipher`: OpenSSL is linked, for a processor that may have no AES instructions, or none that the crate `aes` uses.
-    println!("cargo:rustc-check-cfg=cfg(openssl_cipher)");
+    // `openssl_client`: OpenSSL is linked, and connects to servers without native-tls, which cannot resume sessions. On Android only
+    // native-tls knows where the system's authorities are.
+    println!("cargo:rustc-check-cfg=cfg(openssl_cipher, openssl_client)");
     let is = |name: &str, values: &[&str]| std::env::var(name).is_ok_and(|value| values.contains(&&*value));
-    if std::env::var_os("CARGO_FEATURE_TLS").is_some()
-        && is("CARGO_CFG_TARGET_ARCH", &["arm", "aarch64"])
+    let openssl = std::env::var_os("CARGO_FEATURE_TLS").is_some()
         && !is("CARGO_CFG_TARGET_OS", &["windows"])
-        && !is("CARGO_CFG_TARGET_VENDOR", &["apple"])
-    {
+        && !is("CARGO_CFG_TARGET_VENDOR", &["apple"]);
+    if openssl && is("CARGO_CFG_TARGET_ARCH", &["arm", "aarch64"]) {
         println!("cargo:rustc-cfg=openssl_cipher");
+    }
+    if openssl && !is("CARGO_CFG_TARGET_OS", &["android"]) {
+        println!("cargo:rustc-cfg=openssl_client");
     }
     println!("cargo:rustc-env=BUILT_AT={}", fixed.unwrap_or_else(now));
 }

@@ -1,4 +1,4 @@
-//! Chat servers with TLS: verified certificates, a private CA, and the switch that disables verification.
+//! Chat servers with TLS: verified certificates, a private CA, the switch that disables verification, and resumed sessions.
 
 #![cfg(feature = "tls")]
 #![allow(clippy::unwrap_used)]
@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use mqtt_websocket_proxy::config::{ChatServerConfig, Config};
 use mqtt_websocket_proxy::net::Running;
+#[cfg(openssl_client)]
+use openssl::ssl::SslVersion;
 use support::chat_server::{ChatServer, audio_frame};
 use support::device::{Device, HELLO};
 use support::log_capture::LogCapture;
@@ -20,8 +22,8 @@ fn gateway_to(url: &str, change: impl FnOnce(&mut Config)) -> Running {
     gateway_with(&[url], change)
 }
 
-/// A call with text and audio both ways.
-fn assert_call_works(gateway: &Running, server: &ChatServer) {
+/// A call with text and audio both ways. Whether its TLS session was resumed.
+fn assert_call_works(gateway: &Running, server: &ChatServer) -> bool {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (mut call, mut peer) = device.call(server);
     assert!(peer.is_tls());
@@ -39,6 +41,7 @@ fn assert_call_works(gateway: &Running, server: &ChatServer) {
     device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
     device.mqtt.assert_nothing_pending();
+    peer.is_resumed()
 }
 
 /// The server is not trusted: the device gets an alert, and not because a time is over.
@@ -105,6 +108,27 @@ fn an_unknown_authority_is_refused_unless_insecure_is_set() {
     };
     assert_call_works(&own(true), &server);
     assert_refused(&own(false), &server);
+}
+
+/// Where OpenSSL makes the connections.
+#[cfg(openssl_client)]
+#[test]
+fn a_second_call_resumes_the_tls_session_unless_the_server_has_forgotten_it() {
+    for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+        let authority = CertificateAuthority::new();
+        let folder = Folder::new().with_file("ca.pem", authority.pem());
+        let mut server = ChatServer::start_tls(authority.server_up_to("127.0.0.1", version));
+        let ca_file = Some(folder.0.join("ca.pem"));
+        let gateway = gateway_to(&server.url(), |config| config.websocket.ca_file = ca_file.clone());
+        let resumed = |server: &ChatServer| [(); 3].map(|()| assert_call_works(&gateway, server));
+        assert_eq!(resumed(&server), [false, true, true], "{version:?}");
+        // Restarted: with another key for its tickets, and another certificate.
+        server.replace_tls(authority.server_up_to("127.0.0.1", version));
+        assert_eq!(resumed(&server), [false, true, true], "{version:?}");
+        // With a certificate that is not trusted, which a server that knows no session must show.
+        server.replace_tls(CertificateAuthority::new().server_up_to("127.0.0.1", version));
+        assert_refused(&gateway, &server);
+    }
 }
 
 #[test]

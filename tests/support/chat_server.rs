@@ -32,6 +32,11 @@ impl ChatServer {
         Self::listen(Some(acceptor))
     }
 
+    /// Further connections get this certificate, and cannot resume sessions of earlier ones.
+    pub fn replace_tls(&mut self, acceptor: SslAcceptor) {
+        self.tls = Some(acceptor);
+    }
+
     /// On a port that was used before. Waits while another test has it.
     pub fn start_at(addr: SocketAddr) -> Self {
         let end = Instant::now() + TIMEOUT;
@@ -428,6 +433,11 @@ impl Peer {
     /// Whether TLS is on.
     pub fn is_tls(&self) -> bool {
         matches!(self.stream, Stream::Tls(_))
+    }
+
+    /// Whether the TLS session of an earlier connection was resumed.
+    pub fn is_resumed(&self) -> bool {
+        matches!(&self.stream, Stream::Tls(stream) if stream.ssl().session_reused())
     }
 
     // ----- bytes ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
-use openssl::ssl::{SslAcceptor, SslConnector, SslMethod};
+use openssl::ssl::{SslAcceptor, SslConnector, SslMethod, SslVersion};
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509Builder, X509Name};
@@ -45,9 +45,14 @@ impl CertificateAuthority {
 
     /// A TLS acceptor for this host (a name or an IP address).
     pub fn server(&self, host: &str) -> SslAcceptor {
+        self.server_up_to(host, SslVersion::TLS1_3)
+    }
+
+    /// A TLS acceptor with no newer version than this. With TLS 1.3, its session tickets arrive after the handshake.
+    pub fn server_up_to(&self, host: &str, version: SslVersion) -> SslAcceptor {
         let CertifiedKey { certificate, key } = self.issue(host);
-        // Also speaks TLS 1.3, whose session tickets arrive after the handshake.
         let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+        acceptor.set_max_proto_version(Some(version)).unwrap();
         acceptor.set_private_key(&key).unwrap();
         acceptor.set_certificate(&certificate).unwrap();
         acceptor.build()

@@ -1,10 +1,18 @@
-//! TLS connections to chat servers, by the platform's TLS library through native-tls.
+//! TLS connections to chat servers, by the platform's TLS library: OpenSSL, or through native-tls.
 
+#[cfg(feature = "tls")]
+use std::io::{Read, Write};
 use std::{fmt, io};
 
 use mio::net::TcpStream;
-#[cfg(feature = "tls")]
-use native_tls::{Certificate, TlsConnector};
+#[cfg(all(feature = "tls", not(openssl_client)))]
+use native_tls::Certificate;
+#[cfg(openssl_client)]
+use openssl::error::ErrorStack;
+#[cfg(openssl_client)]
+use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode, SslVersion};
+#[cfg(openssl_client)]
+use openssl::x509::X509 as Certificate;
 
 use crate::clock::with_clock_warning;
 use crate::net::event_loop::stream::Stream;
@@ -47,8 +55,13 @@ pub(crate) struct TlsClient {
     ca_pem: Option<Vec<u8>>,
     insecure: bool,
     /// Built on first use: loading the system's authorities takes 2 MB and some milliseconds.
-    connector: Option<TlsConnector>,
+    connector: Option<Connector>,
 }
+
+#[cfg(openssl_client)]
+type Connector = crate::net::event_loop::tls_sessions::ResumingConnector;
+#[cfg(all(feature = "tls", not(openssl_client)))]
+type Connector = native_tls::TlsConnector;
 
 #[cfg(feature = "tls")]
 impl TlsClient {
@@ -66,13 +79,14 @@ impl TlsClient {
         self.connector().map(|_| ())
     }
 
-    /// Starts a handshake on the connected `tcp` with the server named `host`, and advances it as far as the socket allows.
+    /// Starts a handshake on the connected `tcp` with the server named `host`, and advances it as far as the socket allows. Where
+    /// OpenSSL connects, it resumes a session of an earlier connection to the same host and port.
     ///
     /// # Errors
     /// Those of [`prepare`](Self::prepare), and [`TlsError::Handshake`].
     pub(crate) fn start(&mut self, host: &str, tcp: TcpStream) -> Result<HandshakeProgress, TlsError> {
-        let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-        HandshakeProgress::from_result(self.connector()?.connect(host, tcp)).map_err(TlsError::Handshake)
+        let port = tcp.peer_addr().map_or(0, |address| address.port());
+        self.connect(host, port, tcp)
     }
 
     /// A handshake on a blocking socket, each of whose reads may take as long as the socket's timeout.
@@ -84,30 +98,41 @@ impl TlsClient {
         host: &str,
         tcp: std::net::TcpStream,
     ) -> io::Result<Stream<std::net::TcpStream>> {
-        match self.connector().map_err(io::Error::other)?.connect(host, tcp) {
-            Ok(tls) => Ok(Stream::Tls(Box::new(tls))),
-            Err(native_tls::HandshakeError::WouldBlock(_)) => Err(io::ErrorKind::TimedOut.into()),
-            Err(native_tls::HandshakeError::Failure(error)) => {
-                Err(io::Error::other(with_clock_warning(error.to_string())))
-            }
+        let port = tcp.peer_addr().map_or(0, |address| address.port());
+        match self.connect(host, port, tcp) {
+            Ok(HandshakeProgress::Done(stream)) => Ok(stream),
+            Ok(HandshakeProgress::Blocked(_)) => Err(io::ErrorKind::TimedOut.into()),
+            Err(TlsError::Handshake(why)) => Err(io::Error::other(with_clock_warning(why))),
+            Err(error) => Err(io::Error::other(error)),
         }
     }
 
-    /// The TLS library's connector, for blocking sockets.
-    ///
-    /// # Errors
-    /// Those of [`prepare`](Self::prepare).
-    pub(crate) fn connector(&mut self) -> Result<&TlsConnector, TlsError> {
+    fn connect<S: Read + Write>(
+        &mut self,
+        host: &str,
+        port: u16,
+        socket: S,
+    ) -> Result<HandshakeProgress<S>, TlsError> {
+        let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        #[cfg(openssl_client)]
+        let progress = {
+            let insecure = self.insecure;
+            HandshakeProgress::from_openssl(self.connector()?.connect(host, port, insecure, socket))
+        };
+        #[cfg(not(openssl_client))]
+        let progress = {
+            let _ = port;
+            HandshakeProgress::from_result(self.connector()?.connect(host, socket))
+        };
+        progress.map_err(TlsError::Handshake)
+    }
+
+    fn connector(&mut self) -> Result<&mut Connector, TlsError> {
         let connector = match self.connector.take() {
             Some(connector) => connector,
             None => {
-                let mut builder = TlsConnector::builder();
-                for certificate in self.ca_pem.as_deref().map_or(Ok(Vec::new()), authorities)? {
-                    builder.add_root_certificate(certificate);
-                }
-                builder.danger_accept_invalid_certs(self.insecure);
-                builder.danger_accept_invalid_hostnames(self.insecure);
-                builder.build().map_err(|error| TlsError::Setup(error.to_string()))?
+                let authorities = self.ca_pem.as_deref().map_or(Ok(Vec::new()), authorities)?;
+                build(authorities, self.insecure).map_err(|error| TlsError::Setup(error.to_string()))?
             }
         };
         Ok(self.connector.insert(connector))
@@ -121,6 +146,37 @@ fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, TlsError> {
         Ok(all) => Ok(all),
         Err(error) => Err(TlsError::Bundle(error.to_string())),
     }
+}
+
+/// The same settings as native-tls's.
+#[cfg(openssl_client)]
+fn build(authorities: Vec<Certificate>, insecure: bool) -> Result<Connector, ErrorStack> {
+    let mut builder = SslConnector::builder(SslMethod::tls_client())?;
+    builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+    // What cannot be loaded is not trusted; the handshake then says so.
+    let system = openssl_probe::probe();
+    let files = system.cert_file.iter().map(|file| (Some(&**file), None));
+    for (file, folder) in files.chain(system.cert_dir.iter().map(|folder| (None, Some(&**folder)))) {
+        let _ = builder.load_verify_locations(file, folder);
+    }
+    for certificate in authorities {
+        let _ = builder.cert_store_mut().add_cert(certificate);
+    }
+    if insecure {
+        builder.set_verify(SslVerifyMode::NONE);
+    }
+    Ok(Connector::new(builder))
+}
+
+#[cfg(all(feature = "tls", not(openssl_client)))]
+fn build(authorities: Vec<Certificate>, insecure: bool) -> native_tls::Result<Connector> {
+    let mut builder = Connector::builder();
+    for certificate in authorities {
+        builder.add_root_certificate(certificate);
+    }
+    builder.danger_accept_invalid_certs(insecure);
+    builder.danger_accept_invalid_hostnames(insecure);
+    builder.build()
 }
 
 /// Refuses every connection: the program was built without TLS.

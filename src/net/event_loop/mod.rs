@@ -8,6 +8,8 @@ pub(crate) mod stream;
 pub(crate) mod tcp;
 pub mod timer_wheel;
 pub(crate) mod tls_handshake;
+#[cfg(openssl_client)]
+pub(crate) mod tls_sessions;
 pub mod token;
 pub(crate) mod wakeup;
 pub(crate) mod write_buffer;

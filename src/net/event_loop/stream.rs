@@ -4,6 +4,8 @@ use std::io::{self, Read, Write};
 
 #[cfg(feature = "tls")]
 use native_tls::TlsStream;
+#[cfg(openssl_client)]
+use openssl::ssl::{ErrorCode, SslStream};
 
 /// A connection over the socket `S`.
 #[derive(Debug)]
@@ -13,6 +15,9 @@ pub(crate) enum Stream<S> {
     /// TLS. The TLS library may still hold bytes when the socket is empty: read until WouldBlock.
     #[cfg(feature = "tls")]
     Tls(Box<TlsStream<S>>),
+    /// TLS with a server that may resume a session. Likewise.
+    #[cfg(openssl_client)]
+    OpenSsl(Box<SslStream<S>>),
 }
 
 impl<S: Read + Write> Stream<S> {
@@ -22,6 +27,8 @@ impl<S: Read + Write> Stream<S> {
             Self::Plain(socket) => socket,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.get_ref(),
+            #[cfg(openssl_client)]
+            Self::OpenSsl(tls) => tls.get_ref(),
         }
     }
 
@@ -31,6 +38,8 @@ impl<S: Read + Write> Stream<S> {
             Self::Plain(socket) => socket,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.get_mut(),
+            #[cfg(openssl_client)]
+            Self::OpenSsl(tls) => tls.get_mut(),
         }
     }
 
@@ -43,6 +52,13 @@ impl<S: Read + Write> Stream<S> {
             Self::Plain(_) => Ok(()),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.shutdown(),
+            #[cfg(openssl_client)]
+            Self::OpenSsl(tls) => match tls.shutdown() {
+                Err(error) if error.code() != ErrorCode::ZERO_RETURN => {
+                    Err(error.into_io_error().unwrap_or_else(io::Error::other))
+                }
+                Ok(_) | Err(_) => Ok(()),
+            },
         }
     }
 }
@@ -53,6 +69,8 @@ impl<S: Read + Write> Read for Stream<S> {
             Self::Plain(socket) => socket.read(buffer),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.read(buffer),
+            #[cfg(openssl_client)]
+            Self::OpenSsl(tls) => tls.read(buffer),
         }
     }
 }
@@ -63,6 +81,8 @@ impl<S: Read + Write> Write for Stream<S> {
             Self::Plain(socket) => socket.write(data),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.write(data),
+            #[cfg(openssl_client)]
+            Self::OpenSsl(tls) => tls.write(data),
         }
     }
 
@@ -71,6 +91,8 @@ impl<S: Read + Write> Write for Stream<S> {
             Self::Plain(socket) => socket.flush(),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.flush(),
+            #[cfg(openssl_client)]
+            Self::OpenSsl(tls) => tls.flush(),
         }
     }
 }
