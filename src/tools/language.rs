@@ -20,15 +20,8 @@ const SHORT_ENTRY_BYTES: usize = 8;
 /// Values inside of values, as in `found an object, allowed: a string, empty for none`, and spaces before a message.
 const MAX_DEPTH: usize = 8;
 
-/// A language that messages are shown in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Language {
-    #[default]
-    English,
-    Chinese,
-}
-
-static LANGUAGE: OnceLock<Language> = OnceLock::new();
+/// Messages are shown in Chinese, and not in English.
+static IS_CHINESE: OnceLock<bool> = OnceLock::new();
 
 /// Takes `--lang` out of the arguments, wherever it stands, and sets the language for the rest of the process: that one,
 /// else the environment's, else English.
@@ -37,28 +30,25 @@ static LANGUAGE: OnceLock<Language> = OnceLock::new();
 /// When the option has another value than `en` or `zh`: one line.
 pub fn choose(args: &mut Arguments, variable: impl Fn(&str) -> Option<OsString>) -> Result<(), String> {
     let option: Option<String> = args.opt_value_from_str("--lang").map_err(|error| error.to_string())?;
-    let language = match option.as_deref() {
-        Some("en") => Language::English,
-        Some("zh") => Language::Chinese,
+    let is_chinese = match option.as_deref() {
+        Some("en") => false,
+        Some("zh") => true,
         Some(other) => return Err(format!("--lang: found {other:?}, allowed: en, zh")),
-        None => of_environment(variable),
+        None => is_chinese_by_environment(variable),
     };
     // Only the first choice counts, and there is one in a process.
-    let _ = LANGUAGE.set(language);
+    let _ = IS_CHINESE.set(is_chinese);
     Ok(())
 }
 
-fn of_environment(variable: impl Fn(&str) -> Option<OsString>) -> Language {
+fn is_chinese_by_environment(variable: impl Fn(&str) -> Option<OsString>) -> bool {
     let set = VARIABLES.into_iter().filter_map(variable).find(|value| !value.is_empty());
-    match set.is_some_and(|value| value.to_string_lossy().starts_with("zh")) {
-        true => Language::Chinese,
-        false => Language::English,
-    }
+    set.is_some_and(|value| value.to_string_lossy().starts_with("zh"))
 }
 
 /// Whether messages are shown in English, which is also the language of the log.
 pub fn is_english() -> bool {
-    LANGUAGE.get().copied().unwrap_or_default() == Language::English
+    IS_CHINESE.get() != Some(&true)
 }
 
 /// The message in the language of this process; as it is, when the catalogue lacks it.

@@ -11,18 +11,18 @@ fn in_chinese(message: &str) -> String {
 #[test]
 fn the_option_counts_before_the_environment() {
     let of = |set: &[(&str, &str)]| {
-        of_environment(|name| {
+        is_chinese_by_environment(|name| {
             let found = set.iter().find(|(variable, _)| *variable == name);
             found.map(|(_, value)| OsString::from(value))
         })
     };
     for (set, expected) in [
-        (&[][..], Language::English),
-        (&[("LANG", "zh_CN.UTF-8")], Language::Chinese),
-        (&[("LANG", "zh")], Language::Chinese),
-        (&[("LANG", "en_US.UTF-8")], Language::English),
-        (&[("LC_ALL", "C"), ("LANG", "zh_CN.UTF-8")], Language::English),
-        (&[("LC_ALL", ""), ("LC_MESSAGES", "zh_TW"), ("LANG", "de")], Language::Chinese),
+        (&[][..], false),
+        (&[("LANG", "zh_CN.UTF-8")], true),
+        (&[("LANG", "zh")], true),
+        (&[("LANG", "en_US.UTF-8")], false),
+        (&[("LC_ALL", "C"), ("LANG", "zh_CN.UTF-8")], false),
+        (&[("LC_ALL", ""), ("LC_MESSAGES", "zh_TW"), ("LANG", "de")], true),
     ] {
         assert_eq!(of(set), expected, "{set:?}");
     }
