@@ -2,8 +2,6 @@
 
 use std::io::{self, Read, Write};
 
-#[cfg(feature = "tls")]
-use native_tls::TlsStream;
 #[cfg(openssl_client)]
 use openssl::ssl::{ErrorCode, SslStream};
 
@@ -15,9 +13,18 @@ pub(crate) enum Stream<S> {
     /// TLS. The TLS library may still hold bytes when the socket is empty: read until WouldBlock.
     #[cfg(feature = "tls")]
     Tls(Box<TlsStream<S>>),
-    /// TLS with a server that may resume a session. Likewise.
+}
+
+/// A connection over TLS. Its kinds are no variants of [`Stream`]: with a single one beside the socket, that takes no more memory than a
+/// socket.
+#[cfg(feature = "tls")]
+#[derive(Debug)]
+pub(crate) enum TlsStream<S> {
+    /// By native-tls.
+    Native(native_tls::TlsStream<S>),
+    /// With a server that may resume a session.
     #[cfg(openssl_client)]
-    OpenSsl(Box<SslStream<S>>),
+    OpenSsl(SslStream<S>),
 }
 
 impl<S: Read + Write> Stream<S> {
@@ -27,8 +34,6 @@ impl<S: Read + Write> Stream<S> {
             Self::Plain(socket) => socket,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.get_ref(),
-            #[cfg(openssl_client)]
-            Self::OpenSsl(tls) => tls.get_ref(),
         }
     }
 
@@ -38,8 +43,6 @@ impl<S: Read + Write> Stream<S> {
             Self::Plain(socket) => socket,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.get_mut(),
-            #[cfg(openssl_client)]
-            Self::OpenSsl(tls) => tls.get_mut(),
         }
     }
 
@@ -51,7 +54,47 @@ impl<S: Read + Write> Stream<S> {
         match self {
             Self::Plain(_) => Ok(()),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.shutdown(),
+            Self::Tls(tls) => tls.shut_down(),
+        }
+    }
+}
+
+#[cfg(feature = "tls")]
+trait Bytes: Read + Write {}
+
+#[cfg(feature = "tls")]
+impl<T: Read + Write> Bytes for T {}
+
+#[cfg(feature = "tls")]
+impl<S: Read + Write> TlsStream<S> {
+    fn get_ref(&self) -> &S {
+        match self {
+            Self::Native(tls) => tls.get_ref(),
+            #[cfg(openssl_client)]
+            Self::OpenSsl(tls) => tls.get_ref(),
+        }
+    }
+
+    fn get_mut(&mut self) -> &mut S {
+        match self {
+            Self::Native(tls) => tls.get_mut(),
+            #[cfg(openssl_client)]
+            Self::OpenSsl(tls) => tls.get_mut(),
+        }
+    }
+
+    /// Reads and writes.
+    fn bytes(&mut self) -> &mut dyn Bytes {
+        match self {
+            Self::Native(tls) => tls,
+            #[cfg(openssl_client)]
+            Self::OpenSsl(tls) => tls,
+        }
+    }
+
+    fn shut_down(&mut self) -> io::Result<()> {
+        match self {
+            Self::Native(tls) => tls.shutdown(),
             #[cfg(openssl_client)]
             Self::OpenSsl(tls) => match tls.shutdown() {
                 Err(error) if error.code() != ErrorCode::ZERO_RETURN => {
@@ -68,9 +111,7 @@ impl<S: Read + Write> Read for Stream<S> {
         match self {
             Self::Plain(socket) => socket.read(buffer),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.read(buffer),
-            #[cfg(openssl_client)]
-            Self::OpenSsl(tls) => tls.read(buffer),
+            Self::Tls(tls) => tls.bytes().read(buffer),
         }
     }
 }
@@ -80,9 +121,7 @@ impl<S: Read + Write> Write for Stream<S> {
         match self {
             Self::Plain(socket) => socket.write(data),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.write(data),
-            #[cfg(openssl_client)]
-            Self::OpenSsl(tls) => tls.write(data),
+            Self::Tls(tls) => tls.bytes().write(data),
         }
     }
 
@@ -90,9 +129,7 @@ impl<S: Read + Write> Write for Stream<S> {
         match self {
             Self::Plain(socket) => socket.flush(),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.flush(),
-            #[cfg(openssl_client)]
-            Self::OpenSsl(tls) => tls.flush(),
+            Self::Tls(tls) => tls.bytes().flush(),
         }
     }
 }

@@ -5,13 +5,15 @@ use std::io::{Read, Write};
 
 use mio::net::TcpStream;
 #[cfg(feature = "tls")]
-use native_tls::{HandshakeError, MidHandshakeTlsStream, TlsStream};
+use native_tls::{HandshakeError, MidHandshakeTlsStream};
 #[cfg(openssl_client)]
 use openssl::ssl::{self, MidHandshakeSslStream, SslStream};
 #[cfg(openssl_client)]
 use openssl::x509::X509VerifyResult;
 
 use crate::net::event_loop::stream::Stream;
+#[cfg(feature = "tls")]
+use crate::net::event_loop::stream::TlsStream;
 #[cfg(openssl_client)]
 use crate::net::event_loop::tls_sessions;
 
@@ -40,9 +42,11 @@ impl<S: Read + Write> HandshakeProgress<S> {
     ///
     /// # Errors
     /// Why the handshake failed, as text. The socket is closed.
-    pub(crate) fn from_result(result: Result<TlsStream<S>, HandshakeError<S>>) -> Result<Self, String> {
+    pub(crate) fn from_result(
+        result: Result<native_tls::TlsStream<S>, HandshakeError<S>>,
+    ) -> Result<Self, String> {
         match result {
-            Ok(tls) => Ok(Self::Done(Stream::Tls(Box::new(tls)))),
+            Ok(tls) => Ok(Self::Done(Stream::Tls(Box::new(TlsStream::Native(tls))))),
             Err(HandshakeError::WouldBlock(handshake)) => Ok(Self::Blocked(TlsHandshake::Tls(handshake))),
             Err(HandshakeError::Failure(error)) => Err(error.to_string()),
         }
@@ -55,7 +59,7 @@ impl<S: Read + Write> HandshakeProgress<S> {
     #[cfg(openssl_client)]
     pub(crate) fn from_openssl(result: Result<SslStream<S>, ssl::HandshakeError<S>>) -> Result<Self, String> {
         let failed = match result {
-            Ok(tls) => return Ok(Self::Done(Stream::OpenSsl(Box::new(tls)))),
+            Ok(tls) => return Ok(Self::Done(Stream::Tls(Box::new(TlsStream::OpenSsl(tls))))),
             Err(ssl::HandshakeError::WouldBlock(handshake)) => {
                 return Ok(Self::Blocked(TlsHandshake::OpenSsl(handshake)));
             }
