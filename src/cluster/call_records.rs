@@ -9,7 +9,7 @@ use super::core::{Cluster, Expect};
 use super::device_record::{DeviceRecord, Origin};
 use super::presence::{CallRecord, Entry, Registration};
 use super::resp::Reply;
-use super::{GatewayId, Outcome, WaitingCall};
+use super::{DeviceConnection, GatewayId, Outcome};
 use crate::proto::identity::Mac;
 
 /// How often a record is read again that has changed meanwhile.
@@ -34,12 +34,11 @@ impl Cluster {
         }
     }
 
-    /// The device of a call of this gateway was connected to another one, and has lost that connection.
+    /// The device of a call of this gateway was connected to another one, and has lost that connection. `gone`: that gateway, if it is gone.
     /// [`Outcome::ConnectedElsewhere`] follows if it is connected already.
-    pub fn call_waits(&mut self, call: WaitingCall, now: Instant) {
-        let WaitingCall { mac, connection, client, since, gone } = call;
-        let entry = Entry { connection, client, since, registration: Registration::None };
-        self.presence.insert(mac, entry, now);
+    pub fn call_waits(&mut self, device: DeviceConnection, gone: Option<GatewayId>, now: Instant) {
+        let DeviceConnection { mac, connection, .. } = device;
+        self.presence.insert(mac, Entry::new(&device), now);
         self.read_call_record(CallRecord { mac, connection, gone, tries: TRIES }, now);
     }
 

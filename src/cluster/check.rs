@@ -24,20 +24,10 @@ fn command(name: &'static str, parts: &[&[u8]]) -> CheckCommand {
 
 /// The first commands of a connection.
 pub fn login(settings: &Settings, is_subscriber: bool) -> Vec<CheckCommand> {
-    let mut commands = Vec::new();
-    let password = settings.password.as_deref();
-    match (&settings.user, password) {
-        (Some(user), password) => {
-            commands.push(command("AUTH", &[b"AUTH", user.as_bytes(), password.unwrap_or_default()]));
-        }
-        (None, Some(password)) => commands.push(command("AUTH", &[b"AUTH", password])),
-        (None, None) => {}
-    }
-    if settings.database != 0 && !is_subscriber {
-        commands.push(command("SELECT", &[b"SELECT", settings.database.to_string().as_bytes()]));
-    }
-    commands.push(command("CLIENT SETNAME", &[b"CLIENT", b"SETNAME", b"check"]));
-    commands
+    let login = settings
+        .login(is_subscriber)
+        .map(|(name, parts)| command(name, &parts.iter().map(Vec::as_slice).collect::<Vec<_>>()));
+    login.chain([command("CLIENT SETNAME", &[b"CLIENT", b"SETNAME", b"check"])]).collect()
 }
 
 /// What the subscriber sends then. Its reply is the first of the channel.

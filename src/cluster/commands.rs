@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::core::{Cluster, DISTRUST, Expect, Expected, Settings};
+use super::core::{Cluster, DISTRUST, Expect, Expected};
 use super::frame::{self, Frame, kind};
 use super::name::{NAME_TTL_S, NameStep, REFRESH};
 use super::redis_connection::Connection;
@@ -47,24 +47,18 @@ impl Expect {
 impl Cluster {
     /// The first commands of a connection.
     pub(super) fn greet(&mut self, connection: Connection, now: Instant) {
-        let (id, own, all) = (self.id, self.channel_of(self.id), self.key("all"));
-        let Settings { prefix, user, password, database, .. } = self.settings.clone();
+        let (own, all) = (self.channel_of(self.id), self.key("all"));
+        let client = self.key(&self.id.to_string());
+        let login: Vec<_> = self.settings.login(connection == Connection::Subscriber).collect();
         let mut add = |parts: &[&[u8]], what| match connection {
             Connection::Commands => self.command(parts, what, now),
             // Its replies are told apart by what they are.
             Connection::Subscriber => self.subscriber.command(parts),
         };
-        match (&user, &password) {
-            (Some(user), password) => {
-                add(&[b"AUTH", user.as_bytes(), password.as_deref().unwrap_or_default()], Expect::Login);
-            }
-            (None, Some(password)) => add(&[b"AUTH", password], Expect::Login),
-            (None, None) => {}
+        for (_, parts) in &login {
+            add(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), Expect::Login);
         }
-        if database != 0 && connection == Connection::Commands {
-            add(&[b"SELECT", database.to_string().as_bytes()], Expect::Login);
-        }
-        add(&[b"CLIENT", b"SETNAME", format!("{prefix}:{id}").as_bytes()], Expect::Anything);
+        add(&[b"CLIENT", b"SETNAME", client.as_bytes()], Expect::Anything);
         match connection {
             Connection::Commands => add(&[b"PING"], Expect::Greeted),
             Connection::Subscriber => {

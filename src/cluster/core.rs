@@ -51,6 +51,21 @@ pub struct Settings {
     pub keys: Vec<Vec<u8>>,
 }
 
+impl Settings {
+    /// What a connection sends first, as far as it is needed: each command with its name.
+    pub(super) fn login(&self, is_subscriber: bool) -> impl Iterator<Item = (&'static str, Vec<Vec<u8>>)> {
+        let words = |parts: &[&[u8]]| parts.iter().map(|part| part.to_vec()).collect();
+        let auth = match (&self.user, self.password.as_deref()) {
+            (Some(user), password) => Some(words(&[b"AUTH", user.as_bytes(), password.unwrap_or_default()])),
+            (None, Some(password)) => Some(words(&[b"AUTH", password])),
+            (None, None) => None,
+        };
+        let select = (self.database != 0 && !is_subscriber)
+            .then(|| words(&[b"SELECT", self.database.to_string().as_bytes()]));
+        [("AUTH", auth), ("SELECT", select)].into_iter().filter_map(|(name, parts)| Some((name, parts?)))
+    }
+}
+
 /// What was counted since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -359,7 +374,7 @@ impl Cluster {
 
     /// Does what is due.
     pub fn on_timeout(&mut self, now: Instant) {
-        for connection in [Connection::Commands, Connection::Subscriber] {
+        for connection in Connection::ALL {
             if let Some(reason) = self.link(connection).is_late(now) {
                 self.give_up(connection, &reason, now);
             }

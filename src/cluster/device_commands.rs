@@ -13,7 +13,7 @@ use super::device_record::{DeviceRecord, Origin};
 use super::frame::{Frame, kind};
 use super::presence::{Entry, RECORD_TTL_S, Registration};
 use super::resp::Reply;
-use super::{GatewayId, Location, Outcome};
+use super::{DeviceConnection, GatewayId, Location, Outcome};
 use crate::proto::identity::Mac;
 
 /// How long Redis may take to write the record of a device that has connected. Later, the device may have connected elsewhere meanwhile,
@@ -21,10 +21,10 @@ use crate::proto::identity::Mac;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Cluster {
-    /// A device has connected to this gateway. `connection` is a number that the connections of this device at this gateway do not
-    /// share, `client` a hash of the client id, and `since` the time in seconds since 1970.
-    pub fn device_connected(&mut self, mac: Mac, connection: u32, client: u64, since: u64, now: Instant) {
-        let mut entry = Entry { connection, client, since, registration: Registration::None };
+    /// A device has connected to this gateway.
+    pub fn device_connected(&mut self, device: DeviceConnection, now: Instant) {
+        let (mac, connection) = (device.mac, device.connection);
+        let mut entry = Entry::new(&device);
         if self.can_command() {
             let key = self.hellos_key(mac);
             self.command(&[b"PTTL", key.as_bytes()], Expect::Hellos(mac), now);
@@ -39,11 +39,11 @@ impl Cluster {
 
     /// An earlier connection of the device, or its call, is still there after a later connection has ended. Its record is written if
     /// there is none.
-    pub fn device_remains(&mut self, mac: Mac, connection: u32, client: u64, since: u64, now: Instant) {
-        let entry = Entry { connection, client, since, registration: Registration::None };
-        self.presence.insert(mac, entry, now);
+    pub fn device_remains(&mut self, device: DeviceConnection, now: Instant) {
+        let entry = Entry::new(&device);
+        self.presence.insert(device.mac, entry, now);
         if self.can_command() {
-            self.restore(mac, entry, now);
+            self.restore(device.mac, entry, now);
         }
     }
 

@@ -40,6 +40,6 @@ pub use core::{Cluster, Counters, Settings};
 pub use kinds::Kind;
 pub use redis_connection::{Action, Connection};
 pub use types::{
-    ClusterState, FIRST_KIND, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer, SendError,
-    WaitingCall,
+    ClusterState, DeviceConnection, FIRST_KIND, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer,
+    SendError,
 };

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::time::{Duration, Instant};
 
-use super::GatewayId;
 use super::device_record::{DeviceRecord, Origin};
+use super::{DeviceConnection, GatewayId};
 use crate::proto::identity::Mac;
 
 /// How long a record stays in Redis without being refreshed.
@@ -37,6 +37,12 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// Of which Redis holds nothing.
+    pub(super) fn new(device: &DeviceConnection) -> Self {
+        let DeviceConnection { connection, client, since, .. } = *device;
+        Self { connection, client, since, registration: Registration::None }
+    }
+
     pub(super) fn record(&self, gateway: GatewayId, origin: Origin) -> DeviceRecord {
         let Self { connection, client, since, .. } = *self;
         DeviceRecord { gateway, connection, client, origin, since }

@@ -22,6 +22,11 @@ pub enum Connection {
     Subscriber,
 }
 
+impl Connection {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Commands, Self::Subscriber];
+}
+
 /// What is to be done with a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {

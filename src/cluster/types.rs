@@ -56,19 +56,17 @@ pub enum Location {
     Unknown,
 }
 
-/// A call whose device is not connected.
+/// A connection of a device to this gateway, or the one that its call here waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WaitingCall {
+pub struct DeviceConnection {
     /// The MAC of the device.
     pub mac: Mac,
-    /// The number of the connection that is waited for.
+    /// A number that the connections of this device at this gateway do not share.
     pub connection: u32,
     /// A hash of the client id.
     pub client: u64,
     /// Since when, in seconds since 1970.
     pub since: u64,
-    /// The gateway that the device was connected to, if it is gone.
-    pub gone: Option<GatewayId>,
 }
 
 /// Why a payload was not sent.

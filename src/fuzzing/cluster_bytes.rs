@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::FieldReader;
 use crate::admin::passed_on::{PassedOn, decode_answer, encode_answer};
-use crate::cluster::{Action, Cluster, Connection, FIRST_KIND, GatewayId, MAX_PAYLOAD, Outcome, Settings};
+use crate::cluster::{
+    Action, Cluster, Connection, DeviceConnection, FIRST_KIND, GatewayId, MAX_PAYLOAD, Outcome, Settings,
+};
 use crate::proto::identity::Mac;
 use crate::session::{RelayMessage, decode_audio, encode_audio};
 
@@ -38,7 +40,10 @@ fn run(data: &[u8], piece: usize, mut now: Instant) -> Vec<String> {
             3..6 => feed(&mut cluster, Connection::Subscriber, reader.bytes(count.into()), piece, now),
             6 => now += Duration::from_millis(u64::from(count) * 50),
             _ => match count / 4 % 5 {
-                0 => cluster.device_connected(mac, u32::from(count / 20), 7, 1, now),
+                0 => {
+                    let connection = u32::from(count / 20);
+                    cluster.device_connected(DeviceConnection { mac, connection, client: 7, since: 1 }, now);
+                }
                 1 => cluster.device_disconnected(mac, u32::from(count / 20), now),
                 2 => cluster.locate(mac, count.into(), now),
                 3 => _ = cluster.send(GatewayId(count.into()), FIRST_KIND, 1, b"x", now),

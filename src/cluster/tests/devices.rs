@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::cluster::Location::{self, At};
-use crate::cluster::WaitingCall;
 use crate::cluster::device_record::{DeviceRecord, Origin};
 
 fn elsewhere(n: u32, connection: u32, by: usize, later: u32) -> Outcome {
@@ -52,7 +51,7 @@ fn another_client_id_of_the_same_mac_closes_nothing() {
     let mut scenario = Scenario::new(2);
     scenario.connect_device(0, mac(1), 1);
     scenario.settle();
-    scenario.gateways[1].device_connected(mac(1), 2, CLIENT + 1, 1_000, scenario.now);
+    scenario.gateways[1].device_connected(device(mac(1), 2, CLIENT + 1), scenario.now);
     scenario.run_for(120);
     assert_eq!((scenario.take(0), scenario.take(1)), (Vec::new(), Vec::new()));
     assert_eq!(scenario.locate(0, mac(1)), At(id(1)), "the later one is found");
@@ -242,10 +241,10 @@ fn garbage_in_the_key_of_a_device_is_overwritten() {
 fn an_earlier_connection_of_the_device_is_registered_when_the_later_one_has_ended() {
     let mut scenario = Scenario::new(2);
     scenario.connect_device(0, mac(1), 1);
-    scenario.gateways[0].device_connected(mac(1), 2, CLIENT + 1, 1_000, scenario.now);
+    scenario.gateways[0].device_connected(device(mac(1), 2, CLIENT + 1), scenario.now);
     scenario.settle();
     scenario.disconnect_device(0, mac(1), 2);
-    scenario.gateways[0].device_remains(mac(1), 1, CLIENT, 1_000, scenario.now);
+    scenario.gateways[0].device_remains(device(mac(1), 1, CLIENT), scenario.now);
     scenario.run_for(26);
     assert_eq!(scenario.redis.record(mac(1)), Some(record(0, 1, Origin::Restored)));
 }
@@ -266,21 +265,20 @@ fn the_record_follows_a_device_that_is_away_from_its_call() {
     let now = scenario.now;
     scenario.gateways[1].device_left_call(mac(1), 6, id(0), 60, now);
     scenario.settle();
-    let waiting =
-        |connection, gone| WaitingCall { mac: mac(1), connection, client: CLIENT, since: 1_000, gone };
-    scenario.gateways[0].call_waits(waiting(60, None), now);
+    let waiting = |connection| device(mac(1), connection, CLIENT);
+    scenario.gateways[0].call_waits(waiting(60), None, now);
     scenario.settle();
     assert_eq!(scenario.locate(2, mac(1)), At(id(0)));
     scenario.connect_device(2, mac(1), 7);
     scenario.settle();
     assert_eq!(scenario.take(0), [elsewhere(1, 60, 2, 7)]);
     // The gateway with the call hears too late of another loss.
-    scenario.gateways[0].call_waits(waiting(70, None), now);
+    scenario.gateways[0].call_waits(waiting(70), None, now);
     scenario.settle();
     assert_eq!(scenario.take(0), [elsewhere(1, 70, 2, 7)]);
     assert_eq!(scenario.redis.record(mac(1)), Some(record(2, 7, Origin::Connected)));
     // That gateway is gone, and its record with it.
-    scenario.gateways[0].call_waits(waiting(80, Some(id(2))), now);
+    scenario.gateways[0].call_waits(waiting(80), Some(id(2)), now);
     scenario.settle();
     assert_eq!(scenario.take(0), []);
     assert_eq!(scenario.redis.record(mac(1)), Some(record(0, 80, Origin::Restored)));

@@ -29,6 +29,10 @@ struct Scenario {
     registered: Vec<Outcome>,
 }
 
+fn device(mac: Mac, connection: u32, client: u64) -> super::DeviceConnection {
+    super::DeviceConnection { mac, connection, client, since: 1_000 }
+}
+
 impl Scenario {
     /// That many gateways with names of their own, connected.
     fn new(gateways: usize) -> Self {
@@ -176,7 +180,7 @@ impl Scenario {
     }
 
     fn connect_device(&mut self, index: usize, mac: Mac, connection: u32) {
-        self.gateways[index].device_connected(mac, connection, CLIENT, 1_000, self.now);
+        self.gateways[index].device_connected(device(mac, connection, CLIENT), self.now);
     }
 
     fn disconnect_device(&mut self, index: usize, mac: Mac, connection: u32) {

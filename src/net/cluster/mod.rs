@@ -21,7 +21,7 @@ use crate::net::backend::tls::TlsClient;
 use crate::net::cluster::socket::{Progress, Socket};
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
-use crate::net::event_loop::token::{self, REDIS_COMMANDS, REDIS_SUBSCRIBER};
+use crate::net::event_loop::token::{self, REDIS};
 
 /// Bytes per read.
 const READ_SIZE: usize = 64 << 10;
@@ -37,8 +37,8 @@ pub(crate) struct ClusterClient(Option<Box<Client>>);
 
 struct Client {
     cluster: Cluster,
-    commands: Socket,
-    subscriber: Socket,
+    /// By [`Connection`].
+    sockets: [Socket; 2],
     resolver: Resolver,
     tls: TlsClient,
     read_buffer: Box<[u8]>,
@@ -63,8 +63,7 @@ impl ClusterClient {
         };
         self.0 = Some(Box::new(Client {
             cluster: Cluster::new(id, settings, io.now),
-            commands: Socket::default(),
-            subscriber: Socket::default(),
+            sockets: Default::default(),
             resolver: Resolver::new(waker),
             tls: TlsClient::new(None, false),
             read_buffer: vec![0; READ_SIZE].into_boxed_slice(),
@@ -160,7 +159,7 @@ impl ClusterClient {
         let mut resolved = Vec::new();
         client.resolver.take_finished(io.now, &mut resolved);
         for (id, answer) in resolved {
-            for connection in [Connection::Commands, Connection::Subscriber] {
+            for connection in Connection::ALL {
                 if client.socket(connection).resolved(id, &answer) {
                     client.on_ready(connection, io);
                 }
@@ -172,7 +171,7 @@ impl ClusterClient {
     pub(crate) fn on_timer(&mut self, tick: u64, io: &mut Io) {
         let Some(client) = self.0.as_mut().filter(|client| client.armed_tick == Some(tick)) else { return };
         client.armed_tick = None;
-        for connection in [Connection::Commands, Connection::Subscriber] {
+        for connection in Connection::ALL {
             // It may be time for the next address.
             if client.socket(connection).is_dialing() {
                 client.on_ready(connection, io);
@@ -200,10 +199,7 @@ impl ClusterClient {
 
 impl Client {
     fn socket(&mut self, connection: Connection) -> &mut Socket {
-        match connection {
-            Connection::Commands => &mut self.commands,
-            Connection::Subscriber => &mut self.subscriber,
-        }
+        &mut self.sockets[connection as usize]
     }
 
     /// Carries out what the cluster has decided about the sockets.
@@ -240,15 +236,9 @@ impl Client {
     fn on_ready(&mut self, connection: Connection, io: &mut Io) {
         let config = io.config.clone();
         let Some(redis) = &config.cluster.redis else { return };
-        let token = match connection {
-            Connection::Commands => token::fixed(REDIS_COMMANDS),
-            Connection::Subscriber => token::fixed(REDIS_SUBSCRIBER),
-        };
-        let Self { cluster, commands, subscriber, tls, read_buffer, .. } = self;
-        let socket = match connection {
-            Connection::Commands => commands,
-            Connection::Subscriber => subscriber,
-        };
+        let token = token::fixed(REDIS + connection as usize);
+        let Self { cluster, sockets, tls, read_buffer, .. } = self;
+        let socket = &mut sockets[connection as usize];
         let mut cx = DialContext { registry: &io.registry, token, now: io.now, tls };
         match socket.dial(&redis.target, &mut cx) {
             Ok(Progress::Connected) => {
@@ -280,7 +270,7 @@ impl Client {
 
     /// Writes what the sockets take.
     fn write(&mut self, io: &mut Io) {
-        for connection in [Connection::Commands, Connection::Subscriber] {
+        for connection in Connection::ALL {
             let output = self.cluster.take_output(connection);
             if output.is_empty() && !self.socket(connection).waits_to_write() {
                 continue;
@@ -296,8 +286,8 @@ impl Client {
     }
 
     fn arm(&mut self, io: &mut Io) {
-        let dials = [self.commands.next_step_at(), self.subscriber.next_step_at()];
-        let at = dials.into_iter().flatten().fold(self.cluster.deadline(), |at, dial| at.min(dial));
+        let dials = self.sockets.iter().filter_map(Socket::next_step_at);
+        let at = dials.fold(self.cluster.deadline(), |at, dial| at.min(dial));
         let tick = io.timers.tick(at);
         if self.armed_tick.is_none_or(|armed| tick < armed) {
             self.armed_tick = Some(io.timers.arm(at, TimerKind::Redis));

@@ -86,12 +86,9 @@ pub(crate) const OTA: usize = 6;
 
 /// The channel to the processes that have replaced this one.
 pub(crate) const OWN_CHANNEL: usize = 7;
-/// The connection to Redis for commands.
+/// The two connections to Redis, in the order of `cluster::Connection`.
 #[cfg(feature = "cluster")]
-pub(crate) const REDIS_COMMANDS: usize = 8;
-/// The connection to Redis that gets the messages of channels.
-#[cfg(feature = "cluster")]
-pub(crate) const REDIS_SUBSCRIBER: usize = 9;
+pub(crate) const REDIS: usize = 8;
 /// The channel to the earlier process of generation 0; those of the other generations follow.
 pub(crate) const PREDECESSOR: usize = 10;
 

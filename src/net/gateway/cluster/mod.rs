@@ -18,11 +18,11 @@ use sha2::{Digest, Sha256};
 
 use crate::admin::gateways::{ClusterDto, GatewayDto, GatewayList};
 use crate::cluster::{
-    Cluster, ClusterState, Connection, ConnectionMessage, GatewayId, Kind, Outcome, OwnInfo, WaitingCall,
+    Cluster, ClusterState, Connection, ConnectionMessage, DeviceConnection, GatewayId, Kind, Outcome, OwnInfo,
 };
 use crate::net::cluster::ClusterClient;
 use crate::net::event_loop::run_queue::Task;
-use crate::net::event_loop::token::{REDIS_COMMANDS, REDIS_SUBSCRIBER, SessionId};
+use crate::net::event_loop::token::{REDIS, SessionId};
 use crate::net::gateway::Gateway;
 use crate::net::gateway::cluster::calls_at_other_gateways::RemoteCalls;
 use crate::net::gateway::cluster::device_calls::CallsWithGateways;
@@ -31,7 +31,8 @@ use crate::net::gateway::cluster::requests::GatewayRequests;
 use crate::net::gateway::cluster::requests_to_all::Gathering;
 use crate::net::log_limiter::{LogLimiter, suppressed_suffix};
 use crate::net::media::credentials::local_address;
-use crate::proto::identity::{ClientId, Mac};
+use crate::net::sessions::session::Session;
+use crate::proto::identity::Mac;
 
 /// Set in the number of a connection that a call waits for, after its device has lost one to another gateway.
 const WAITING: u32 = 1 << 31;
@@ -135,11 +136,8 @@ impl Gateway {
 
     /// An event of one of the connections to Redis. False when it is of another source.
     pub(crate) fn on_cluster_event(&mut self, slot: usize) -> bool {
-        let connection = match slot {
-            REDIS_COMMANDS => Connection::Commands,
-            REDIS_SUBSCRIBER => Connection::Subscriber,
-            _ => return false,
-        };
+        let connection = slot.checked_sub(REDIS).and_then(|index| Connection::ALL.get(index).copied());
+        let Some(connection) = connection else { return false };
         // What is to be written is written at the end of each iteration.
         if !self.io.run_queue.contains(Task::Redis(connection)) {
             self.on_redis_ready(connection);
@@ -276,16 +274,14 @@ impl Gateway {
         if self.io.config.cluster.redis.is_none() || self.cluster.remote_devices.is_attached(id) {
             return;
         }
-        let connection = self.next_connection_number();
+        let number = self.next_connection_number();
         let Some(session) = self.sessions.live(id) else { return };
-        session.connection_number = connection;
-        let Some(client_id) = session.core.client_id() else { return };
-        let (mac, client, since) = (client_id.mac(), client_hash(client_id), unix_seconds());
+        session.connection_number = number;
+        let Some(device) = connection_of(session) else { return };
         self.hold_device(id);
         self.at_leader(move |leader| {
-            leader.cluster.client.tell(&leader.io, |cluster, now| {
-                cluster.device_connected(mac, connection, client, since, now);
-            });
+            let DeviceConnection { mac, connection, .. } = device;
+            leader.cluster.client.tell(&leader.io, |cluster, now| cluster.device_connected(device, now));
             if leader.cluster.client.state() != ClusterState::Connected {
                 // Nobody else will answer.
                 leader.at_worker_of(mac, move |worker| worker.on_device_registered(mac, connection, None));
@@ -302,12 +298,9 @@ impl Gateway {
     /// next gateway finds the call by the record in Redis.
     pub(crate) fn register_call(&mut self, id: SessionId, number: u32, gone: Option<GatewayId>) {
         let Some(session) = self.sessions.live(id).filter(|session| session.core.has_call()) else { return };
-        let connection = number | WAITING;
-        session.connection_number = connection;
-        let Some(client_id) = session.core.client_id() else { return };
-        let (mac, client, since) = (client_id.mac(), client_hash(client_id), unix_seconds());
-        let call = WaitingCall { mac, connection, client, since, gone };
-        self.tell_redis(move |cluster, now| cluster.call_waits(call, now));
+        session.connection_number = number | WAITING;
+        let Some(device) = connection_of(session) else { return };
+        self.tell_redis(move |cluster, now| cluster.call_waits(device, gone, now));
     }
 
     /// Redis has another gateway's record of the device.
@@ -335,14 +328,10 @@ impl Gateway {
             None => cluster.device_disconnected(mac, connection, now),
         });
         let others = self.sessions.by_mac(mac).filter_map(|other| self.sessions.get(other));
-        let other =
-            others.filter(|other| other.connection_number != 0).max_by_key(|other| other.connection_number);
-        if let Some(other) = other
-            && let Some(client_id) = other.core.client_id()
-        {
-            let (connection, client) = (other.connection_number, client_hash(client_id));
-            let since = unix_seconds();
-            self.tell_redis(move |cluster, now| cluster.device_remains(mac, connection, client, since, now));
+        let registered = others.filter(|other| other.connection_number != 0);
+        let latest = registered.max_by_key(|other| other.connection_number);
+        if let Some(device) = latest.and_then(connection_of) {
+            self.tell_redis(move |cluster, now| cluster.device_remains(device, now));
         }
     }
 
@@ -352,14 +341,14 @@ impl Gateway {
     }
 }
 
-/// Tells client ids of one MAC apart.
-fn client_hash(client_id: &ClientId) -> u64 {
+/// The connection of this session, as Redis knows it from now on.
+fn connection_of(session: &Session) -> Option<DeviceConnection> {
+    let client_id = session.core.client_id()?;
     let digest = Sha256::digest(client_id.as_str());
-    digest.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte))
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+    let client = digest.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte));
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (mac, connection) = (client_id.mac(), session.connection_number);
+    Some(DeviceConnection { mac, connection, client, since: unix.as_secs() })
 }
 
 /// The name of this machine, as far as it can be that of a gateway.
