@@ -272,3 +272,48 @@ fn docs_testing_lists_every_test_file() {
     files.sort();
     assert_eq!(named, files);
 }
+
+/// The names between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn docs_architecture_lists_every_file_of_net() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let (_, table) = page.split_once("| file in `src/net/` | purpose |").unwrap();
+    let net = src().join("net");
+    let (mut folder, mut named) = (net.clone(), BTreeSet::new());
+    for row in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
+        let (name, purpose) = row[1..].split_once('|').unwrap();
+        if name.contains("**") {
+            folder = net.join(quoted(name).next().unwrap());
+        } else {
+            let files: Vec<_> = quoted(name).map(|file| folder.join(file)).collect();
+            assert!(!files.is_empty() && files.iter().all(|file| file.is_file()), "{row}");
+            named.extend(files);
+        }
+        // What replaces a folder or a file where that is left out.
+        let others = quoted(purpose).filter(|name| name.ends_with(".rs") && !name.contains('/'));
+        named.extend(others.flat_map(|name| [folder.join(name), folder.parent().unwrap().join(name)]));
+    }
+    let is_listed = |file: &PathBuf| named.contains(file) || file.ends_with("mod.rs");
+    let missing: Vec<_> = source_files("net").into_iter().filter(|file| !is_listed(file)).collect();
+    assert!(missing.is_empty(), "no row for {missing:?}");
+}
+
+#[test]
+fn docs_architecture_shows_short_flows_through_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    for (flow, max) in [("Uplink datagram", 9), ("Hello", 16), ("Management request", 9)] {
+        let (_, after) = page.split_once(&format!("**{flow}**")).unwrap();
+        let steps = after.lines().skip(2).take_while(|line| !line.is_empty());
+        let files: Vec<_> = steps.map(|step| quoted(step).next().unwrap()).collect();
+        assert!((4..=max).contains(&files.len()), "{flow}: {files:?}");
+        let missing: Vec<_> = files.iter().filter(|file| !src().join(file).is_file()).collect();
+        assert!(missing.is_empty(), "{flow}: {missing:?}");
+        assert_eq!(files.iter().collect::<BTreeSet<_>>().len(), files.len(), "{flow} comes back to a file");
+    }
+}
