@@ -125,6 +125,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 #[cfg(any(test, fuzzing))]
+#[path = "../tests/fuzzing/mod.rs"]
 pub mod fuzzing;
 mod labels;
 pub mod logger;

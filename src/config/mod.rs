@@ -24,6 +24,7 @@ mod error;
 mod file;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]
+#[path = "../../tests/fuzzing/config_parse.rs"]
 pub(crate) mod fuzz;
 mod keys;
 mod kind;

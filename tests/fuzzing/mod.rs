@@ -1,6 +1,6 @@
 //! The fuzz targets in `fuzz/`, which `cargo test fuzzing` runs with the corpora in `fuzz/corpus`.
 //!
-//! This module is built for tests and by cargo-fuzz (`--cfg fuzzing`) only. A target asserts all that must hold for any input, not
+//! This module of the library is built for tests and by cargo-fuzz (`--cfg fuzzing`) only, which is why its files are here. A target asserts all that must hold for any input, not
 //! only that there is no panic.
 
 #![allow(clippy::unwrap_used)]
