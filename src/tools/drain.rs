@@ -1,6 +1,5 @@
 //! `drain`: asks the gateway on this machine to drain, and what its drain waits for.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use pico_args::Arguments;
@@ -11,7 +10,7 @@ use super::health::{http_request, local_api_address};
 use super::page::Page;
 use super::terminal::Terminal;
 use crate::admin::routes::MAX_DRAIN_SECONDS;
-use crate::config::Source;
+use crate::config::{Config, Source};
 use crate::text::parse_digits;
 
 const HELP: &str = "\
@@ -52,8 +51,8 @@ struct Answer {
 
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {
-    command_line::run("drain", HELP, args, parse, |(source, request)| match target(&source) {
-        Ok(target) => ask(&target, &request),
+    command_line::run("drain", HELP, args, parse, |(source, request)| match load(&source) {
+        Ok((config, token)) => ask(&config, token.as_deref(), &request),
         Err(error) => usage_error("drain", &error),
     })
 }
@@ -89,31 +88,24 @@ fn seconds(name: &str, text: &str) -> Result<u64, String> {
     })
 }
 
-struct Target {
-    address: SocketAddr,
-    is_tls: bool,
-    token: Option<String>,
-}
-
-fn target(source: &Source) -> Result<Target, String> {
+/// The configuration of a gateway that can be asked, and the token that it asks for.
+fn load(source: &Source) -> Result<(Config, Option<String>), String> {
     let config = source.load().map_err(|error| error.to_string())?;
     let page = Page::of(&config)?;
-    Ok(Target { address: local_api_address(&config), is_tls: config.api.tls.enabled, token: page.token })
+    Ok((config, page.token))
 }
 
-fn ask(target: &Target, request: &Request) -> ExitCode {
+fn ask(config: &Config, token: Option<&str>, request: &Request) -> ExitCode {
     let (method, path) = match request {
         Request::Status => ("GET", "/readyz".to_owned()),
         Request::Drain(None) => ("POST", "/api/drain".to_owned()),
         Request::Drain(Some(seconds)) => ("POST", format!("/api/drain?within={seconds}")),
     };
-    let token = target.token.as_deref().filter(|_| *request != Request::Status);
-    let answer = http_request(target.address, target.is_tls, method, &path, token);
-    let text = match answer {
+    let (token, address) = (token.filter(|_| *request != Request::Status), local_api_address(config));
+    let text = match http_request(config, method, &path, token) {
         Ok(text) => text,
         Err(error) => {
-            let why = format!("drain: {}: no gateway answers: {error}", target.address);
-            Terminal::stderr().print_line(&why);
+            Terminal::stderr().print_line(&format!("drain: {address}: no gateway answers: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -124,7 +116,7 @@ fn ask(target: &Target, request: &Request) -> ExitCode {
             ExitCode::SUCCESS
         }
         None => {
-            Terminal::stderr().print_line(&format!("drain: {}: it does not drain: {body}", target.address));
+            Terminal::stderr().print_line(&format!("drain: {address}: it does not drain: {body}"));
             ExitCode::FAILURE
         }
     }

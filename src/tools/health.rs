@@ -33,8 +33,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {
-    command_line::run("health", HELP, args, parse, |(source, path)| match api_address(&source) {
-        Ok((address, is_tls)) => check(address, is_tls, path),
+    command_line::run("health", HELP, args, parse, |(source, path)| match load(&source) {
+        Ok(config) => check(&config, path),
         Err(error) => usage_error("health", &error),
     })
 }
@@ -46,24 +46,24 @@ fn parse(mut args: CommandLine) -> Result<(Source, &'static str), String> {
     Ok((source, path))
 }
 
-fn check(address: SocketAddr, is_tls: bool, path: &str) -> ExitCode {
-    let answer = http_request(address, is_tls, "GET", path, None).unwrap_or_else(|error| error.to_string());
+fn check(config: &Config, path: &str) -> ExitCode {
+    let answer = http_request(config, "GET", path, None).unwrap_or_else(|error| error.to_string());
     let text = answer.lines().last().unwrap_or_default();
     if answer.starts_with("HTTP/1.1 200 ") {
         Terminal::stdout().print_line(text);
         return ExitCode::SUCCESS;
     }
-    Terminal::stderr().print_line(&format!("health: {address}: {text}"));
+    Terminal::stderr().print_line(&format!("health: {}: {text}", local_api_address(config)));
     ExitCode::FAILURE
 }
 
-/// The address of the gateway's management listener, and whether it speaks TLS.
-fn api_address(source: &Source) -> Result<(SocketAddr, bool), String> {
+/// The configuration of a gateway that can be asked.
+fn load(source: &Source) -> Result<Config, String> {
     let config = source.load().map_err(|error| error.to_string())?;
     if !config.api.enabled || config.api.port == 0 {
         return Err("the management API must be on (api.enabled) and have a fixed port (api.port)".to_owned());
     }
-    Ok((local_api_address(&config), config.api.tls.enabled))
+    Ok(config)
 }
 
 /// The address at which this machine reaches the management listener.
@@ -76,19 +76,19 @@ pub(super) fn local_api_address(config: &Config) -> SocketAddr {
     SocketAddr::new(ip, config.api.port)
 }
 
-/// The response, or its first 4 KiB.
+/// What a gateway of this configuration on this machine responds, or the first 4 KiB of that.
 pub(super) fn http_request(
-    address: SocketAddr,
-    is_tls: bool,
+    config: &Config,
     method: &str,
     path: &str,
     token: Option<&str>,
 ) -> io::Result<String> {
+    let address = local_api_address(config);
     let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     let mut stream = Stream::Plain(stream);
-    if is_tls {
+    if config.api.tls.enabled {
         // The certificate names the host by which others reach this machine, and nothing leaves this machine.
         let client = &mut TlsClient::new(None, true);
         stream = start_tls(stream, "localhost", client)

@@ -52,6 +52,5 @@ fn finding(port: &str, key: &str, error: ErrorKind, config: &Config) -> Finding 
 /// Whether this program answers on the management port.
 fn gateway_runs(config: &Config) -> bool {
     config.api.enabled
-        && health::http_request(health::local_api_address(config), config.api.tls.enabled, "GET", "/", None)
-            .is_ok_and(|answer| answer.contains(PAGE_TITLE))
+        && health::http_request(config, "GET", "/", None).is_ok_and(|answer| answer.contains(PAGE_TITLE))
 }
