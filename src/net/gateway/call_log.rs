@@ -18,8 +18,10 @@ use crate::text::shown;
 
 impl Gateway {
     pub(super) fn on_call_ended(&mut self, id: SessionId, summary: &CallSummary) {
-        if let Some(ip) = summary.ssrc.and_then(|ssrc| self.sessions.index.remove_call(ssrc, id)) {
-            self.audio.drops.forget(ip);
+        if summary.ssrc.is_some_and(|ssrc| self.sessions.index.remove_call(ssrc, id))
+            && let Some(session) = self.sessions.get(id)
+        {
+            self.audio.drops.forget(session.core.ip());
         }
         self.io.metrics.ended(summary);
         self.record_call(id, summary);

@@ -150,7 +150,7 @@ impl Gateway {
             self.publish_limit(Level::Debug, id, "websocket.max_calls", &message);
         }
         if call.allowed {
-            self.sessions.index.add_call(call.ssrc, id, ip);
+            self.sessions.index.add_call(call.ssrc, id);
             if let Some(client_id) = self.sessions.client_id(id) {
                 self.report_call_started(client_id.mac());
             }

@@ -1,6 +1,7 @@
 //! A device that reconnects during a call takes the call over.
 
 use std::mem;
+use std::net::IpAddr;
 
 use log::Level;
 use mio::Interest;
@@ -33,7 +34,18 @@ impl Gateway {
             session.mqtt = Some(connection);
             session.linger_until = None;
         }
+        self.watch_address(older, newer.ip());
         self.drive(older, |core, cx| core.take_over(newer, cx));
         Some(older)
+    }
+
+    /// The device of this call comes from another address from now on: dropped datagrams of that one are counted.
+    pub(super) fn watch_address(&mut self, id: SessionId, ip: IpAddr) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let core = &session.core;
+        if !core.is_closed() && core.ssrc().and_then(|ssrc| self.sessions.index.call(ssrc)) == Some(id) {
+            self.audio.drops.forget(core.ip());
+            self.audio.drops.watch(ip);
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! Finding sessions: by the ssrc of a datagram, and by the client id or MAC of a device.
 
 use std::hash::BuildHasher;
-use std::net::IpAddr;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
@@ -22,8 +21,6 @@ pub struct Index {
 struct CallEntry {
     ssrc: u32,
     id: SessionId,
-    /// The address of the device when the call began.
-    ip: IpAddr,
 }
 
 struct DeviceEntry {
@@ -39,14 +36,14 @@ impl Index {
     }
 
     /// Adds a call. No other call has its ssrc.
-    pub fn add_call(&mut self, ssrc: u32, id: SessionId, ip: IpAddr) {
-        self.calls.insert_unique(spread(ssrc), CallEntry { ssrc, id, ip }, |call| spread(call.ssrc));
+    pub fn add_call(&mut self, ssrc: u32, id: SessionId) {
+        self.calls.insert_unique(spread(ssrc), CallEntry { ssrc, id }, |call| spread(call.ssrc));
     }
 
-    /// Removes the call if it is still this session's, and returns its address.
-    pub(crate) fn remove_call(&mut self, ssrc: u32, id: SessionId) -> Option<IpAddr> {
-        let entry = self.calls.find_entry(spread(ssrc), |call| call.ssrc == ssrc && call.id == id).ok()?;
-        Some(entry.remove().0.ip)
+    /// Removes the call if it is still this session's, and returns whether it was.
+    pub(crate) fn remove_call(&mut self, ssrc: u32, id: SessionId) -> bool {
+        let entry = self.calls.find_entry(spread(ssrc), |call| call.ssrc == ssrc && call.id == id);
+        entry.map(|entry| entry.remove()).is_ok()
     }
 
     pub(crate) fn calls(&self) -> usize {

@@ -216,6 +216,9 @@ impl Gateway {
         let Some(session) = self.sessions.live(id) else { return };
         session.mqtt = Some(MqttConnection::new(Transport::PassedOn(PassedOn::default()), port));
         session.linger_until = None;
+        if session.core.awaits_reconnect() {
+            self.watch_address(id, ip);
+        }
         log_about!(
             Level::Info,
             self.sessions.log_subject(id),
