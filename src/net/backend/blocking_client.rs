@@ -117,7 +117,7 @@ fn dial(
     let start = Instant::now();
     let mut stage_start = start;
     let mut poll = Poll::new().map_err(|error| failure(BackendStage::Connect, &error))?;
-    let mut backend = BackendConnection::new(Box::new(request));
+    let mut backend = BackendConnection::new(Box::new(request), 0);
     backend.resolved(addresses);
     loop {
         let now = Instant::now();

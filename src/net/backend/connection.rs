@@ -29,8 +29,6 @@ pub(crate) struct BackendConnection {
     /// Taken when the upgrade begins.
     request: Option<Box<DialRequest>>,
     stage: ConnectionStage,
-    /// Identifies the lookup of the server's name.
-    pub(crate) lookup_id: u64,
     /// Whether it counts against `max_dials`.
     pub(crate) holds_dial_slot: bool,
     /// A long message was read or written, or much was unwritten: the context's buffers have grown.
@@ -38,8 +36,8 @@ pub(crate) struct BackendConnection {
 }
 
 enum ConnectionStage {
-    /// Waits for the addresses of a name.
-    Resolving,
+    /// Waits for the addresses of a name, which has this lookup.
+    Resolving(u64),
     /// The name was not resolved, and why.
     Unresolved(String),
     /// Has addresses, and waits for a dial slot.
@@ -93,12 +91,11 @@ pub(crate) struct Dialer<'a> {
 }
 
 impl BackendConnection {
-    pub(crate) fn new(request: Box<DialRequest>) -> Self {
+    pub(crate) fn new(request: Box<DialRequest>, lookup_id: u64) -> Self {
         Self {
             server: request.server.clone(),
             request: Some(request),
-            stage: ConnectionStage::Resolving,
-            lookup_id: 0,
+            stage: ConnectionStage::Resolving(lookup_id),
             holds_dial_slot: false,
             had_long_message: false,
         }
@@ -112,8 +109,9 @@ impl BackendConnection {
         matches!(self.stage, ConnectionStage::Open(_))
     }
 
-    pub(crate) fn is_resolving(&self) -> bool {
-        matches!(self.stage, ConnectionStage::Resolving)
+    /// Whether it waits for this lookup.
+    pub(crate) fn awaits_lookup(&self, lookup_id: u64) -> bool {
+        matches!(self.stage, ConnectionStage::Resolving(id) if id == lookup_id)
     }
 
     pub(crate) fn is_queued(&self) -> bool {
@@ -123,7 +121,7 @@ impl BackendConnection {
     /// The present stage for a [`BackendFailure`]; `Live` after the dial has ended.
     pub(crate) fn stage(&self) -> BackendStage {
         match &self.stage {
-            ConnectionStage::Resolving | ConnectionStage::Unresolved(_) => BackendStage::Resolve,
+            ConnectionStage::Resolving(_) | ConnectionStage::Unresolved(_) => BackendStage::Resolve,
             ConnectionStage::Queued(_) => BackendStage::Connect,
             ConnectionStage::Dialing(dial) => dial.stage(),
             ConnectionStage::Upgrading(_) => BackendStage::Upgrade,
@@ -252,14 +250,14 @@ impl BackendConnection {
 
     /// Borrows `buffer` for the reads that follow. `near_end`: the system said that the end of the stream is near, so a short
     /// read does not prove that the socket is empty.
-    pub(crate) fn borrow_read_buffer(&mut self, buffer: &mut Vec<u8>, near_end: bool) {
+    pub(crate) fn borrow_read_buffer(&mut self, buffer: &mut Box<[u8]>, near_end: bool) {
         if let ConnectionStage::Open(open) = &mut self.stage {
             open.reader.borrow_buffer(buffer, near_end);
         }
     }
 
     /// Gives the buffer back. A copy of what was not handled yet stays here.
-    pub(crate) fn give_back_read_buffer(&mut self, buffer: &mut Vec<u8>) {
+    pub(crate) fn give_back_read_buffer(&mut self, buffer: &mut Box<[u8]>) {
         if let ConnectionStage::Open(open) = &mut self.stage {
             open.reader.give_back_buffer(buffer);
         }
@@ -414,6 +412,6 @@ mod tests {
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn the_size_of_a_connection_is_bounded() {
-        assert!(size_of::<BackendConnection>() <= 136, "{}", size_of::<BackendConnection>());
+        assert!(size_of::<BackendConnection>() <= 104, "{}", size_of::<BackendConnection>());
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Connector {
     /// Lends a context to a WebSocket while it reads or writes a message.
     pub(crate) context_pool: ContextPool,
     /// Borrowed by the WebSocket that is being read.
-    read_buffer: Vec<u8>,
+    read_buffer: Box<[u8]>,
 }
 
 impl Connector {
@@ -54,7 +54,7 @@ impl Connector {
             slots: DialSlots::default(),
             tls_clients: TlsClients::default(),
             context_pool: ContextPool::default(),
-            read_buffer: Vec::new(),
+            read_buffer: Box::default(),
         }
     }
 
@@ -97,9 +97,7 @@ impl Connector {
         let server = &request.server;
         let answer =
             self.resolver.lookup(&server.host, server.port, lookup_id, request.skip_dns_cache, io.now);
-        let mut backend = Box::new(BackendConnection::new(request));
-        backend.lookup_id = lookup_id;
-        session.backend = Some(backend);
+        session.backend = Some(Box::new(BackendConnection::new(request, lookup_id)));
         match answer {
             Some(answer) => self.on_resolved(id, answer, sessions, io),
             None => drop(self.lookups.insert(lookup_id, id)),
@@ -112,8 +110,7 @@ impl Connector {
         self.resolver.take_finished(io.now, &mut resolved);
         for (lookup_id, answer) in resolved.drain(..) {
             let Some(id) = self.lookups.remove(&lookup_id) else { continue };
-            let backend = sessions.backend(id);
-            if backend.is_some_and(|backend| backend.lookup_id == lookup_id && backend.is_resolving()) {
+            if sessions.backend(id).is_some_and(|backend| backend.awaits_lookup(lookup_id)) {
                 self.on_resolved(id, answer, sessions, io);
             }
         }

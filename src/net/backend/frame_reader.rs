@@ -22,10 +22,10 @@ const MIN_COST: usize = 64;
 pub(crate) struct FrameReader {
     stream: Stream<TcpStream>,
     /// The borrowed buffer, or what was left over when it was given back.
-    buffer: Vec<u8>,
-    /// The bytes of the buffer that are not passed on yet are those from `start` to `end`.
-    start: usize,
-    end: usize,
+    buffer: Box<[u8]>,
+    /// The bytes of the buffer that are not passed on yet are those from `start` to `end`. It is at most [`READ_SIZE`] long.
+    start: u16,
+    end: u16,
     /// Bytes until other calls are served.
     budget_left: u16,
     cursor: FrameCursor,
@@ -125,13 +125,13 @@ impl FrameCursor {
 }
 
 impl FrameReader {
-    /// `read` was read from the stream before.
+    /// `read`, at most [`READ_SIZE`] bytes, was read from the stream before.
     pub(crate) fn new(stream: Stream<TcpStream>, read: Vec<u8>) -> Self {
         Self {
             stream,
             start: 0,
-            end: read.len(),
-            buffer: read,
+            end: read.len() as u16,
+            buffer: read.into(),
             budget_left: READ_BUDGET,
             cursor: FrameCursor::default(),
             drained: false,
@@ -157,26 +157,33 @@ impl FrameReader {
     /// Bytes of memory that this WebSocket uses: for partial messages, and for what is not handled or not written yet. Not
     /// meaningful while the buffer is borrowed.
     pub(crate) fn buffered_bytes(&self) -> usize {
-        self.buffer.capacity() + self.cursor.allocated() + self.unwritten()
+        self.buffer.len() + self.cursor.allocated() + self.unwritten()
     }
 
     /// Takes `shared` for the reads that follow. What was left over from earlier reads is copied into it.
-    pub(crate) fn borrow_buffer(&mut self, shared: &mut Vec<u8>, near_end: bool) {
+    pub(crate) fn borrow_buffer(&mut self, shared: &mut Box<[u8]>, near_end: bool) {
         (self.budget_left, self.drained, self.near_end) = (READ_BUDGET, false, near_end);
         // Leftover bytes are fewer than READ_SIZE, so this length means that the buffer is borrowed already.
         if self.buffer.len() != READ_SIZE {
-            let old = std::mem::replace(&mut self.buffer, std::mem::take(shared));
-            let left = &old[self.start..self.end];
-            self.buffer.resize(READ_SIZE, 0);
+            let left = std::mem::replace(&mut self.buffer, std::mem::take(shared));
+            self.fill_buffer();
+            let left = &left[self.start.into()..self.end.into()];
             self.buffer[..left.len()].copy_from_slice(left);
-            (self.start, self.end) = (0, left.len());
+            (self.start, self.end) = (0, left.len() as u16);
+        }
+    }
+
+    /// Makes the buffer as long as a read, if it is not. What it contains is lost.
+    fn fill_buffer(&mut self) {
+        if self.buffer.len() != READ_SIZE {
+            self.buffer = vec![0; READ_SIZE].into();
         }
     }
 
     /// Gives the borrowed buffer back, if there is one. Leftover bytes are copied out of it.
-    pub(crate) fn give_back_buffer(&mut self, shared: &mut Vec<u8>) {
-        let left = self.buffer[self.start..self.end].to_vec();
-        (self.start, self.end) = (0, left.len());
+    pub(crate) fn give_back_buffer(&mut self, shared: &mut Box<[u8]>) {
+        let left: Box<[u8]> = self.buffer[self.start.into()..self.end.into()].into();
+        (self.start, self.end) = (0, left.len() as u16);
         let borrowed = std::mem::replace(&mut self.buffer, left);
         if borrowed.len() == READ_SIZE {
             *shared = borrowed;
@@ -208,16 +215,16 @@ impl Read for FrameReader {
             if self.drained {
                 return Err(ErrorKind::WouldBlock.into());
             }
-            self.buffer.resize(READ_SIZE, 0);
+            self.fill_buffer();
             let n = self.stream.read(&mut self.buffer)?;
-            (self.start, self.end) = (0, n);
+            (self.start, self.end) = (0, n as u16);
             self.drained = n > 0 && n < READ_SIZE && self.short_read_means_empty();
         }
         // Not beyond the end of the frame, so that tungstenite's buffer is empty when a message is complete.
-        let n = buffer.len().min(self.end - self.start);
-        let n = self.cursor.advance(&self.buffer[self.start..self.start + n]);
-        buffer[..n].copy_from_slice(&self.buffer[self.start..self.start + n]);
-        self.start += n;
+        let unread = &self.buffer[self.start.into()..self.end.into()];
+        let n = self.cursor.advance(&unread[..buffer.len().min(unread.len())]);
+        buffer[..n].copy_from_slice(&unread[..n]);
+        self.start += n as u16;
         self.budget_left = self.budget_left.saturating_sub(n.max(MIN_COST).min(READ_BUDGET.into()) as u16);
         Ok(n)
     }
@@ -270,7 +277,7 @@ mod tests {
         let (mut reader, mut server) = reader();
         let bytes: Vec<u8> = (0..40_000u32).map(|i| (i % 251) as u8).collect();
         server.write_all(&bytes).unwrap();
-        let mut shared = Vec::new();
+        let mut shared = Box::default();
         let mut all = Vec::new();
         reader.borrow_buffer(&mut shared, false);
         let mut piece = [0; 300];
@@ -289,7 +296,7 @@ mod tests {
         all.extend(read_all(&mut reader, rest));
         assert_eq!(all, bytes);
         reader.give_back_buffer(&mut shared);
-        assert_eq!(reader.buffer.capacity(), 0);
+        assert_eq!(reader.buffer.len(), 0);
     }
 
     #[test]
@@ -304,7 +311,7 @@ mod tests {
             let (mut reader, mut server) = reader();
             let all = bytes.len();
             let sent = std::thread::spawn(move || server.write_all(&bytes));
-            let (mut shared, mut piece, mut total) = (Vec::new(), [0; 1000], 0);
+            let (mut shared, mut piece, mut total) = (Box::default(), [0; 1000], 0);
             while total < all {
                 reader.borrow_buffer(&mut shared, false);
                 let mut read = 0;
@@ -403,7 +410,7 @@ mod tests {
         let (mut reader, mut server) = reader();
         server.write_all(b"last").unwrap();
         drop(server);
-        let mut shared = Vec::new();
+        let mut shared = Box::default();
         reader.borrow_buffer(&mut shared, true);
         assert_eq!(read_all(&mut reader, usize::MAX), b"last");
     }
@@ -435,7 +442,7 @@ mod tests {
         #[test]
         fn the_stream_is_read_unchanged_however_it_is_cut(steps in prop::collection::vec(step(), 1..40)) {
             let (mut reader, mut server) = reader();
-            let (mut sent, mut all, mut shared, mut buffer) = (Vec::new(), Vec::new(), Vec::new(), vec![0; READ_SIZE + 4000]);
+            let (mut sent, mut all, mut shared, mut buffer) = (Vec::new(), Vec::new(), Box::default(), vec![0; READ_SIZE + 4000]);
             for step in steps {
                 match step {
                     // No more than the system buffers.

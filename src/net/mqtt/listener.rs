@@ -410,7 +410,7 @@ mod tests {
             let request = Box::new(dial_request("ws://a/".parse().unwrap()));
             let mut core = Core::new(Ipv4Addr::LOCALHOST.into(), io.now);
             core.mark_closed();
-            sessions.insert(core, None, Some(Box::new(BackendConnection::new(request))));
+            sessions.insert(core, None, Some(Box::new(BackendConnection::new(request, 0))));
         }
         let (_first, evicted) = accept(&mut listeners, &mut sessions, &mut io);
         let (_second, evicted_then) = accept(&mut listeners, &mut sessions, &mut io);
