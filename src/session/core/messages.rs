@@ -190,6 +190,12 @@ impl Core {
 
     /// The device hangs up. Texts that it sent before are still sent to the chat server.
     pub(super) fn hang_up(&mut self, reason: EndReason, cx: &mut Context<'_>) {
+        // A `tts start` of the call before may have crossed the hello, and the reply to that would have ended the speech.
+        if reason == EndReason::DeviceGoodbye
+            && self.call.as_mut().is_some_and(|call| std::mem::take(&mut call.device_may_be_speaking))
+        {
+            cx.publish(message::tts(None, "stop"));
+        }
         if !self.call.as_mut().is_some_and(|call| call.hang_up(reason)) {
             self.end_call(reason, cx);
         }

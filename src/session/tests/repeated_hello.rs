@@ -64,6 +64,22 @@ fn a_hello_before_the_reply_takes_over_the_dial() {
 }
 
 #[test]
+fn a_device_that_may_speak_and_hangs_up_before_the_reply_is_told_to_stop() {
+    let mut scenario = Scenario::online();
+    scenario.device_sends(HELLO);
+    scenario.open_backend();
+    scenario.server_sends(SERVER_HELLO);
+    scenario.uplink(1, b"\x08x").unwrap();
+    scenario.server_sends(r#"{"type":"tts","state":"start"}"#);
+    scenario.device_sends(HELLO);
+    let stop = Action::Publish(message::tts(None, "stop"));
+    assert!(scenario.device_sends(GOODBYE).contains(&stop));
+    // Once.
+    scenario.device_sends(HELLO);
+    assert!(!scenario.device_sends(GOODBYE).contains(&stop));
+}
+
+#[test]
 fn the_last_hello_is_answered_in_time_or_told_that_no_server_did() {
     let mut scenario = Scenario::online();
     scenario.shell.config.websocket.production = servers(&[A]);
