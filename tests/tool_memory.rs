@@ -1,28 +1,35 @@
 //! What the tools of a device cost in memory: boards of one model and firmware share their list, and lists that differ share the
-//! tools that they have in common. All allocations of this process are counted, so there is only one test.
+//! tools that they have in common. And what a call costs. All allocations of this process are counted, so one test runs at a time.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::System;
-use std::net::{IpAddr, Ipv4Addr};
-use std::time::Instant;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
+use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER_LEN, UdpHeader};
 use mqtt_websocket_proxy::proto::message;
 use mqtt_websocket_proxy::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
 use mqtt_websocket_proxy::session::{
-    Action, Admission, Context, Core, EndedCalls, HelloLimiter, LogEvent, RequestIds, ServerHealth, ToolLists,
+    Action, Admission, CallCredentials, Context, Core, EndedCalls, HelloLimiter, LogEvent, RequestIds,
+    ServerHealth, SetupStage, ToolLists, UdpPeer, Uplink,
 };
+use mqtt_websocket_proxy::tools::device::HELLO;
 use serde_json::value::RawValue;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 const DEVICES: usize = 10_000;
 const INITIALIZE: &str = r#"{"protocolVersion":"2024-11-05","capabilities":{"tools":{}},"serverInfo":{"name":"board","version":"2.0.3"}}"#;
 
 #[test]
 fn ten_thousand_devices_with_one_list_share_it_and_with_different_ones_their_tools() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let tools: Vec<Box<RawValue>> = serde_json::from_str(include_str!("data/board_tools.json")).unwrap();
     let tools: Vec<&str> = tools.iter().map(|tool| tool.get()).collect();
     let one_list = tools.join(",");
@@ -45,6 +52,34 @@ fn ten_thousand_devices_with_one_list_share_it_and_with_different_ones_their_too
     let hostile = bytes_per_device(&mut shell, |device| format!("\"{}{device}\"", "x".repeat(16_000)));
     assert!(hostile * DEVICES < 36 * 1024 * 1024 + without * DEVICES, "{hostile}");
     assert!((1_900..2_100).contains(&shell.lists), "{}", shell.lists);
+}
+
+/// The core's part of a call that is up, beyond its device: the rest is its connection to the chat server, 104 bytes, and its entry in
+/// the index.
+#[test]
+fn a_call_that_is_up_takes_at_most_920_bytes_of_the_core() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut shell = Shell::new(false);
+    // Their buckets are for a while, and bounded.
+    shell.config.mqtt.hello_limit = 0;
+    shell.config.websocket.production = vec![std::sync::Arc::new("ws://chat/".parse().unwrap())];
+    let mut cores: Vec<Core> = (0..1_000).map(|device| shell.connect(device, "")).collect();
+    let region = Region::new(ALLOCATOR);
+    let held = || region.change().bytes_allocated - region.change().bytes_deallocated;
+    for (core, ssrc) in cores.iter_mut().zip(1..) {
+        shell.call(core, ssrc);
+    }
+    let up = held() / cores.len();
+    assert!(up <= 920, "{up}");
+    // Later, with the course of the call so far.
+    for second in 1..=30 {
+        shell.now += Duration::from_secs(1);
+        for (core, ssrc) in cores.iter_mut().zip(1..) {
+            shell.hear(core, ssrc, second + 1);
+        }
+    }
+    let later = held() / cores.len();
+    assert!(later <= up + 3 * 20, "{later}");
 }
 
 /// What each of the devices takes, with its tools if the gateway asks for them. All is freed when they leave.
@@ -118,6 +153,41 @@ impl Shell {
             published = self.drive(&mut core, |core, cx| core.on_packet(Packet::Publish(answer), cx));
         }
         core
+    }
+
+    /// The device calls, its chat server answers, and its first datagram comes.
+    fn call(&mut self, core: &mut Core, ssrc: u32) {
+        let hello = Publish { topic: "device-server", payload: HELLO.as_bytes(), retain: false };
+        self.drive(core, |core, cx| core.on_packet(Packet::Publish(hello), cx));
+        let credentials = CallCredentials {
+            ssrc,
+            key: [7; 16],
+            session_id: "3f2b8f0e-6a8e-4a51-9a53-1f6d1b0c7a11".into(),
+            udp_host: "192.0.2.1".into(),
+            udp_port: 8884,
+            allowed: true,
+        };
+        self.drive(core, |core, cx| core.on_credentials(credentials, cx));
+        core.on_dial_stage(SetupStage::Connect, self.now);
+        self.drive(core, Core::on_backend_open);
+        let hello = format!(r#"{{"type":"hello","transport":"websocket","session_id":"{ssrc:036}"}}"#);
+        let published = self.drive(core, |core, cx| core.on_backend_text(&hello, cx));
+        assert_eq!(published.len(), 1, "the hello reply");
+        self.hear(core, ssrc, 1);
+    }
+
+    /// A datagram of the device.
+    fn hear(&mut self, core: &mut Core, ssrc: u32, sequence: u32) {
+        let header = UdpHeader { flags: 0, payload_len: 120, ssrc, timestamp: 0, sequence };
+        let mut datagram = header.to_bytes().to_vec();
+        datagram.resize(HEADER_LEN + 120, 0x88);
+        Cipher::new(&[7; 16]).apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
+        let from = UdpPeer { addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 4000)), local_ip: None };
+        let uplink = core.uplink(from, &mut datagram, &self.config, self.now);
+        let Ok(Uplink::Server { device_heard, .. }) = uplink else { panic!("{uplink:?}") };
+        if device_heard {
+            self.drive(core, Core::on_device_heard);
+        }
     }
 
     /// Calls the core, and returns what it publishes.

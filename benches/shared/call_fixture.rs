@@ -49,15 +49,8 @@ impl CallFixture {
         talk.with_core(|core, cx| core.on_admission(Admission::Accepted, cx));
         talk.with_core(|core, cx| core.on_packet(Packet::Publish(hello), cx));
         let (session_id, udp_host) = ("own".into(), "127.0.0.1".into());
-        let grant = CallCredentials {
-            ssrc: SSRC,
-            key: KEY,
-            session_id,
-            jitter_seed: 1,
-            udp_host,
-            udp_port: 1,
-            allowed: true,
-        };
+        let grant =
+            CallCredentials { ssrc: SSRC, key: KEY, session_id, udp_host, udp_port: 1, allowed: true };
         talk.with_core(|core, cx| core.on_credentials(grant, cx));
         talk.core.on_dial_stage(SetupStage::Connect, talk.now);
         talk.with_core(Core::on_backend_open);

@@ -93,7 +93,7 @@ fn call_dto<'a>(
         server: call.server.map(ChatServerConfig::to_string),
         audio_from: call.peer,
         jitter_ms: call.jitter.as_micros() as f64 / 1000.0,
-        stats: *call.stats,
+        stats: call.stats,
         report,
         last_10s,
     }

@@ -98,8 +98,6 @@ pub struct CallCredentials {
     pub key: [u8; 16],
     /// A new UUID, used when the chat server sends no session id.
     pub session_id: Box<str>,
-    /// The seed of the random part of redial pauses.
-    pub jitter_seed: u64,
     /// The host that the device is told to send its datagrams to.
     pub udp_host: Box<str>,
     /// The port that the device is told to send its datagrams to.
@@ -247,19 +245,27 @@ pub struct RefusedDatagrams {
 }
 
 impl RefusedDatagrams {
-    /// Counts a datagram that was refused for this reason, if it is one of these.
-    pub(super) fn count(refused: &mut Option<Box<Self>>, reason: DropReason, from: SocketAddr) {
-        let counter: fn(&mut Self) -> &mut u32 = match reason {
-            DropReason::ForeignSource | DropReason::PathHeld => |refused| &mut refused.foreign,
-            DropReason::DatagramLength | DropReason::ShortDatagram => |refused| &mut refused.length,
-            DropReason::DatagramFlags => |refused| &mut refused.flags,
-            _ => return,
-        };
-        let refused = refused.get_or_insert_default();
-        *counter(refused) += 1;
+    /// Whether a datagram that was refused for this reason is one of these.
+    pub(super) fn counts(reason: DropReason) -> bool {
+        Self::default().counter(reason).is_some()
+    }
+
+    fn counter(&mut self, reason: DropReason) -> Option<&mut u32> {
+        match reason {
+            DropReason::ForeignSource | DropReason::PathHeld => Some(&mut self.foreign),
+            DropReason::DatagramLength | DropReason::ShortDatagram => Some(&mut self.length),
+            DropReason::DatagramFlags => Some(&mut self.flags),
+            _ => None,
+        }
+    }
+
+    /// Counts it.
+    pub(super) fn count(&mut self, reason: DropReason, from: SocketAddr) {
+        let Some(counter) = self.counter(reason) else { return };
+        *counter += 1;
         // A wrong source says most.
-        if refused.foreign == 0 || matches!(reason, DropReason::ForeignSource | DropReason::PathHeld) {
-            refused.last_from = Some(from);
+        if self.foreign == 0 || matches!(reason, DropReason::ForeignSource | DropReason::PathHeld) {
+            self.last_from = Some(from);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! first packet behind them.
 
 use std::num::NonZeroU32;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::action::{BackendFailure, CallStats, EndReason};
 use super::call_report::{CallFailure, CallReport, CallSeries, CallSlice, SLICE_S, SetupStage, SetupTimes};
@@ -21,7 +21,6 @@ const MAX_CAUSE_BYTES: usize = 200;
 
 /// The recorder of one call. Each call has one, so times are [`Moment`]s and milliseconds.
 pub(super) struct CallQuality {
-    started_at: Instant,
     answered_at: Option<Moment>,
     stage: Option<(SetupStage, Moment)>,
     setup: SetupTimes,
@@ -33,16 +32,16 @@ pub(super) struct CallQuality {
     slice: CallSlice,
     /// The worst jitter in them, in microseconds.
     slice_jitter_us: u32,
-    /// An `Instant`, since each packet is compared with it.
-    slice_ends_at: Instant,
+    /// In seconds since the start of the call.
+    slice_ends_s: u32,
     /// What was lost before them.
-    lost_before: u64,
+    lost_before: u32,
     /// The ten seconds before.
     last_slice: CallSlice,
     series: CallSeries,
     worst_loss_percent: f32,
     /// The most that was lost at the end of any ten seconds: unlike the present number, it never falls.
-    settled_lost: u64,
+    settled_lost: u32,
     /// The device was sent audio since speech started.
     is_playing: bool,
     gaps: u32,
@@ -92,13 +91,13 @@ pub(super) struct CallSituation {
     pub(super) is_away: bool,
     /// The device listens, and no audio of it came since it began to.
     pub(super) is_unheard: bool,
-    pub(super) now: Instant,
+    /// Since the device's hello.
+    pub(super) age: Duration,
 }
 
-impl CallQuality {
-    pub(super) fn new(now: Instant) -> Self {
+impl Default for CallQuality {
+    fn default() -> Self {
         Self {
-            started_at: now,
             answered_at: None,
             stage: None,
             setup: SetupTimes::default(),
@@ -107,7 +106,7 @@ impl CallQuality {
             first_packet_at: None,
             slice: CallSlice::default(),
             slice_jitter_us: 0,
-            slice_ends_at: now + Duration::from_secs(SLICE_S.into()),
+            slice_ends_s: SLICE_S,
             lost_before: 0,
             last_slice: CallSlice::default(),
             series: CallSeries::default(),
@@ -127,51 +126,46 @@ impl CallQuality {
             failures: None,
         }
     }
+}
 
-    fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.started_at)
-    }
-
-    fn moment(&self, now: Instant) -> Moment {
-        Moment::new(self.age(now))
-    }
-
+/// Each time is the age of the call, which starts with the device's hello.
+impl CallQuality {
     // ----- set-up -------------------------------------------------------------------------------------------------
 
     /// The call waits for this from now on. Without effect once the device is answered.
-    pub(super) fn enter(&mut self, stage: SetupStage, now: Instant) {
+    pub(super) fn enter(&mut self, stage: SetupStage, age: Duration) {
         if self.answered_at.is_none() && self.stage.is_none_or(|(current, _)| current != stage) {
-            self.leave_stage(now);
-            self.stage = Some((stage, self.moment(now)));
+            self.leave_stage(age);
+            self.stage = Some((stage, Moment::new(age)));
         }
     }
 
-    fn leave_stage(&mut self, now: Instant) {
+    fn leave_stage(&mut self, age: Duration) {
         if let Some((stage, since)) = self.stage.take() {
-            let ms = self.moment(now).ms_since(since);
+            let ms = Moment::new(age).ms_since(since);
             let spent = self.setup.of_mut(stage);
             *spent = spent.saturating_add(ms);
         }
     }
 
     /// The dial of the call that this one replaces, which nobody has answered, goes on.
-    pub(super) fn continue_dial(&mut self, replaced: &Self, now: Instant) {
+    pub(super) fn continue_dial(&mut self, replaced: &Self) {
         if let Some((stage, _)) = replaced.stage {
-            self.enter(stage, now);
+            self.enter(stage, Duration::ZERO);
         }
     }
 
     /// The device gets its hello reply.
-    pub(super) fn on_answered(&mut self, now: Instant) -> SetupTimes {
-        self.leave_stage(now);
-        self.answered_at = Some(self.moment(now));
-        self.setup.total_ms = Some(millis(self.age(now)));
+    pub(super) fn on_answered(&mut self, age: Duration) -> SetupTimes {
+        self.leave_stage(age);
+        self.answered_at = Some(Moment::new(age));
+        self.setup.total_ms = Some(millis(age));
         self.setup
     }
 
-    pub(super) fn on_server_failed(&mut self, server: &str, failure: &BackendFailure, now: Instant) {
+    pub(super) fn on_server_failed(&mut self, server: &str, failure: &BackendFailure, age: Duration) {
         self.answer_due_since = None;
-        let after_ms = millis(self.age(now));
+        let after_ms = millis(age);
         let failures = self.failures.get_or_insert_default();
         failures.count = failures.count.saturating_add(1);
         failures.losses += u32::from(self.answered_at.is_some());
@@ -188,9 +182,8 @@ impl CallQuality {
     // ----- from the device ----------------------------------------------------------------------------------------
 
     /// A packet of audio was accepted. `lost`: what has been lost so far.
-    pub(super) fn on_uplink(&mut self, sequence: u32, lost: u64, now: Instant) {
-        self.roll(lost, now);
-        let age = self.age(now);
+    pub(super) fn on_uplink(&mut self, sequence: u32, lost: u32, age: Duration) {
+        self.roll(lost, age);
         self.first_packet_at.get_or_insert_with(|| Moment::new(age));
         self.jitter.on_packet(sequence, age.as_micros() as u32);
         self.slice_jitter_us = self.slice_jitter_us.max(self.jitter.micros());
@@ -205,27 +198,27 @@ impl CallQuality {
     }
 
     /// The device listens. `was_unheard`: it did before, and no audio of it came.
-    pub(super) fn on_listen_start(&mut self, was_unheard: bool, now: Instant) {
-        self.on_listen_end(was_unheard, now);
-        self.listens_since = Some(self.moment(now));
+    pub(super) fn on_listen_start(&mut self, was_unheard: bool, age: Duration) {
+        self.on_listen_end(was_unheard, age);
+        self.listens_since = Some(Moment::new(age));
         (self.listen_stopped_at, self.answer_due_since) = (None, None);
     }
 
     /// The device listens no more, or cannot be heard.
-    pub(super) fn on_listen_end(&mut self, was_unheard: bool, now: Instant) {
+    pub(super) fn on_listen_end(&mut self, was_unheard: bool, age: Duration) {
         if let Some(since) = self.listens_since.take().filter(|_| was_unheard) {
-            self.unheard_ms = self.unheard_ms.max(self.ms_since_answered(since, now));
+            self.unheard_ms = self.unheard_ms.max(self.ms_since_answered(since, age));
         }
     }
 
     /// The device said that the user has finished.
-    pub(super) fn on_listen_stop(&mut self, now: Instant) {
-        self.listen_stopped_at = Some(self.moment(now));
+    pub(super) fn on_listen_stop(&mut self, age: Duration) {
+        self.listen_stopped_at = Some(Moment::new(age));
     }
 
     /// The time from then to now, as far as the device could have sent audio.
-    fn ms_since_answered(&self, then: Moment, now: Instant) -> u32 {
-        let now = self.moment(now);
+    fn ms_since_answered(&self, then: Moment, age: Duration) -> u32 {
+        let now = Moment::new(age);
         now.ms_since(then.max(self.answered_at.unwrap_or(now)))
     }
 
@@ -237,15 +230,15 @@ impl CallQuality {
     // ----- from the server ----------------------------------------------------------------------------------------
 
     /// The server has recognized what the user said.
-    pub(super) fn on_recognized(&mut self, now: Instant) {
-        let since = self.listen_stopped_at.take().unwrap_or_else(|| self.moment(now));
+    pub(super) fn on_recognized(&mut self, age: Duration) {
+        let since = self.listen_stopped_at.take().unwrap_or_else(|| Moment::new(age));
         self.answer_due_since.get_or_insert(since);
     }
 
     /// The server sent audio, or ended its speech: that is an answer.
-    pub(super) fn on_answer(&mut self, now: Instant) {
+    pub(super) fn on_answer(&mut self, age: Duration) {
         if let Some(since) = self.answer_due_since.take() {
-            self.slowest_answer_ms = self.slowest_answer_ms.max(Some(self.moment(now).ms_since(since)));
+            self.slowest_answer_ms = self.slowest_answer_ms.max(Some(Moment::new(age).ms_since(since)));
         }
     }
 
@@ -260,9 +253,9 @@ impl CallQuality {
         (self.listen_stopped_at, self.answer_due_since) = (None, None);
     }
 
-    /// Speech goes on with a frame that leaves now, when the device has played all before it at `played_at`.
-    pub(super) fn on_speech_frame(&mut self, played_at: Instant, now: Instant) {
-        let gap = millis(now.saturating_duration_since(played_at));
+    /// Speech goes on with a frame that leaves this long after the device has played all before it.
+    pub(super) fn on_speech_frame(&mut self, gap: Duration) {
+        let gap = millis(gap);
         if std::mem::replace(&mut self.is_playing, true) && gap >= GAP_MIN_MS {
             self.gaps = self.gaps.saturating_add(1);
             self.all_gaps_ms = self.all_gaps_ms.saturating_add(gap);
@@ -272,16 +265,16 @@ impl CallQuality {
     }
 
     /// A packet of audio leaves for the device. `lost`: what has been lost of the device's packets so far.
-    pub(super) fn on_downlink(&mut self, lost: u64, now: Instant) {
-        self.roll(lost, now);
+    pub(super) fn on_downlink(&mut self, lost: u32, age: Duration) {
+        self.roll(lost, age);
         self.slice.packets_down += 1;
     }
 
     // ----- ten seconds --------------------------------------------------------------------------------------------
 
     /// Ends the ten seconds if they are over.
-    fn roll(&mut self, lost: u64, now: Instant) {
-        if now < self.slice_ends_at {
+    fn roll(&mut self, lost: u32, age: Duration) {
+        if age.as_secs() < self.slice_ends_s.into() {
             return;
         }
         let ended = self.ended_slice(lost);
@@ -289,24 +282,22 @@ impl CallQuality {
         self.series.add(ended_index, &ended);
         self.worst_loss_percent = self.worst_loss_with(&ended);
         self.settled_lost = self.settled_lost.max(lost);
-        let index = u32::try_from(self.age(now).as_secs() / u64::from(SLICE_S)).unwrap_or(u32::MAX);
+        let index = u32::try_from(age.as_secs()).unwrap_or(u32::MAX) / SLICE_S;
         self.last_slice = if index == ended_index + 1 { ended } else { CallSlice::default() };
         (self.slice, self.slice_jitter_us) = (CallSlice::default(), 0);
         self.lost_before = lost;
-        self.slice_ends_at =
-            self.started_at + Duration::from_secs(u64::from(SLICE_S) * (u64::from(index) + 1));
+        self.slice_ends_s = (index + 1).saturating_mul(SLICE_S);
     }
 
     /// How many ten seconds came before the present ones.
     fn slice_index(&self) -> u32 {
-        let ends_after = self.slice_ends_at.saturating_duration_since(self.started_at).as_secs();
-        u32::try_from(ends_after / u64::from(SLICE_S) - 1).unwrap_or(u32::MAX - 1)
+        self.slice_ends_s / SLICE_S - 1
     }
 
     /// The ten seconds that have not ended, as if they ended now.
-    fn ended_slice(&self, lost: u64) -> CallSlice {
+    fn ended_slice(&self, lost: u32) -> CallSlice {
         CallSlice {
-            lost: u32::try_from(lost.saturating_sub(self.lost_before)).unwrap_or(u32::MAX),
+            lost: lost.saturating_sub(self.lost_before),
             jitter_ms: round(self.slice_jitter_us as f32 / 1000.0),
             ..self.slice
         }
@@ -328,36 +319,36 @@ impl CallQuality {
 
     /// What was lost, for a counter: a packet that comes late after all does not make it fall.
     pub(super) fn settled_lost(&self) -> u64 {
-        self.settled_lost
+        self.settled_lost.into()
     }
 
     /// The last ten seconds that are over; before there are any, the time so far.
-    pub(super) fn last_slice(&self, lost: u64, now: Instant) -> CallSlice {
-        match now.saturating_duration_since(self.slice_ends_at).as_secs() {
-            _ if now < self.slice_ends_at && self.slice_index() > 0 => self.last_slice,
-            0..10 => self.ended_slice(lost),
+    pub(super) fn last_slice(&self, lost: u32, age: Duration) -> CallSlice {
+        let ends_s = u64::from(self.slice_ends_s);
+        match age.as_secs() {
+            seconds if seconds < ends_s && self.slice_index() > 0 => self.last_slice,
+            seconds if seconds < ends_s + u64::from(SLICE_S) => self.ended_slice(lost),
             _ => CallSlice::default(),
         }
     }
 
     /// The whole call in slices.
-    pub(super) fn series(&self, lost: u64) -> CallSeries {
+    pub(super) fn series(&self, lost: u32) -> CallSeries {
         let mut series = self.series.clone();
         series.add(self.slice_index(), &self.ended_slice(lost));
-        // It may be kept for long.
-        series.slices.shrink_to_fit();
         series
     }
 
     pub(super) fn report(&self, stats: &CallStats, call: &CallSituation) -> CallReport {
-        let facts = self.facts(stats, call);
-        let series = self.series(stats.lost);
+        let lost = u32::try_from(stats.lost).unwrap_or(u32::MAX);
+        let facts = self.facts(stats, lost, call);
+        let series = self.series(lost);
         let median_jitter_ms = series.median_jitter_ms();
         let first_packet = self.answered_at.zip(self.first_packet_at);
         let mut setup = self.setup;
         if let Some((stage, since)) = self.stage {
             let spent = setup.of_mut(stage);
-            *spent = spent.saturating_add(self.moment(call.now).ms_since(since));
+            *spent = spent.saturating_add(Moment::new(call.age).ms_since(since));
         }
         let failures = self.failures.as_ref();
         CallReport {
@@ -380,13 +371,13 @@ impl CallQuality {
         }
     }
 
-    fn facts(&self, stats: &CallStats, call: &CallSituation) -> CallFacts {
+    fn facts(&self, stats: &CallStats, lost: u32, call: &CallSituation) -> CallFacts {
         let expected = u64::from(self.received) + stats.lost + stats.reordered;
         let unheard_ms = match self.listens_since.filter(|_| call.is_unheard && !call.is_away) {
-            Some(since) => self.unheard_ms.max(self.ms_since_answered(since, call.now)),
+            Some(since) => self.unheard_ms.max(self.ms_since_answered(since, call.age)),
             None => self.unheard_ms,
         };
-        let now = self.moment(call.now);
+        let now = Moment::new(call.age);
         let waits_ms = self.answer_due_since.map(|since| now.ms_since(since));
         let time = |ms: u32| Duration::from_millis(ms.into());
         CallFacts {
@@ -395,7 +386,7 @@ impl CallQuality {
             setup: time(self.answered_at.unwrap_or(now).ms_since(Moment(NonZeroU32::MIN))),
             expected,
             loss_percent: percent(stats.lost, expected),
-            worst_loss_percent: self.worst_loss_with(&self.ended_slice(stats.lost)),
+            worst_loss_percent: self.worst_loss_with(&self.ended_slice(lost)),
             unheard: time(unheard_ms),
             server_losses: self.failures.as_ref().map_or(0, |failures| failures.losses),
             longest_gap: time(self.longest_gap_ms),
@@ -425,6 +416,6 @@ mod tests {
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn the_recorder_of_a_call_is_small() {
-        assert!(size_of::<CallQuality>() <= 248, "{}", size_of::<CallQuality>());
+        assert!(size_of::<CallQuality>() <= 216, "{}", size_of::<CallQuality>());
     }
 }

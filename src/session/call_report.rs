@@ -167,6 +167,8 @@ impl CallSeries {
         }
         let at = at as usize;
         if self.slices.len() <= at {
+            // Every ten seconds at most, so that nothing is kept for later ones.
+            self.slices.reserve_exact(at + 1 - self.slices.len());
             self.slices.resize(at + 1, CallSlice::default());
         }
         self.slices[at].add(slice);

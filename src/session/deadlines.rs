@@ -24,7 +24,7 @@ impl CoarseInstant {
 }
 
 /// A time in a call in 4 bytes: milliseconds since its start, rounded up. After 49 days it stands still.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct CallTime(u32);
 
 impl CallTime {
@@ -88,7 +88,7 @@ const ALL_TIMERS: [CallTimer; TIMER_COUNT] = [
 ];
 
 /// One optional deadline per [`CallTimer`], in milliseconds, rounded up, since the call's start. They take 4 bytes each instead of
-/// 16: a call has 1,536 bytes in all.
+/// 16.
 #[derive(Clone, Debug)]
 pub(super) struct Deadlines {
     start: Instant,

@@ -144,7 +144,6 @@ pub(crate) fn call_credentials(ssrc: u32, key: [u8; 16]) -> CallCredentials {
         ssrc,
         key,
         session_id: "own".into(),
-        jitter_seed: 1,
         udp_host: "192.0.2.1".into(),
         udp_port: 8884,
         allowed: true,

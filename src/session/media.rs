@@ -27,6 +27,7 @@ const RAW_FRAMING_AFTER: u8 = 3;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Decrypted {
     pub(super) timestamp: u32,
+    pub(super) sequence: u32,
     pub(super) payload_len: usize,
     /// The device's address was not known before this packet.
     pub(super) peer_learned: bool,
@@ -62,6 +63,36 @@ pub(super) enum ClassifiedFrame<'a> {
     Bad,
 }
 
+/// [`CallStats`] of a call that goes on, in little space: no number of packets reaches 2^32.
+#[derive(Default)]
+pub(super) struct CallCounts {
+    pub(super) up_bytes: u64,
+    pub(super) down_bytes: u64,
+    pub(super) up_packets: u32,
+    pub(super) down_packets: u32,
+    pub(super) lost: u32,
+    pub(super) reordered: u32,
+    pub(super) duplicates: u32,
+    pub(super) dropped: u32,
+    pub(super) redials: u32,
+}
+
+impl CallCounts {
+    pub(super) fn stats(&self) -> CallStats {
+        CallStats {
+            up_packets: self.up_packets.into(),
+            up_bytes: self.up_bytes,
+            down_packets: self.down_packets.into(),
+            down_bytes: self.down_bytes,
+            lost: self.lost.into(),
+            reordered: self.reordered.into(),
+            duplicates: self.duplicates.into(),
+            dropped: self.dropped.into(),
+            redials: self.redials,
+        }
+    }
+}
+
 pub(super) struct Media {
     cipher: Cipher,
     ssrc: u32,
@@ -80,8 +111,8 @@ pub(super) struct Media {
     /// Other sources, which may become known.
     paths: Option<Box<Paths>>,
     pub(super) framing: FramingState,
-    pub(super) quality: Box<CallQuality>,
-    pub(super) stats: CallStats,
+    pub(super) quality: CallQuality,
+    pub(super) counts: CallCounts,
 }
 
 impl Media {
@@ -98,8 +129,8 @@ impl Media {
             has_audio: false,
             paths: None,
             framing: FramingState::Unknown(0),
-            quality: Box::new(CallQuality::new(now)),
-            stats: CallStats::default(),
+            quality: CallQuality::default(),
+            counts: CallCounts::default(),
         }
     }
 
@@ -180,9 +211,9 @@ impl Media {
         if settled || !self.window.is_confirmed() {
             self.peer = Some(from);
         }
-        self.quality.on_uplink(header.sequence, self.stats.lost, now);
         Ok(Received::Packet(Decrypted {
             timestamp: header.timestamp,
+            sequence: header.sequence,
             payload_len: header.payload_len.into(),
             peer_learned,
         }))
@@ -213,16 +244,16 @@ impl Media {
         };
         match self.window.accept(sequence, config, max_ahead, expected, silent) {
             SequenceVerdict::Fresh { lost, settled } => {
-                self.stats.lost = self.stats.lost.saturating_add_signed(lost.into());
+                self.counts.lost = self.counts.lost.saturating_add_signed(lost);
                 Ok(settled)
             }
             SequenceVerdict::Duplicate => {
-                self.stats.duplicates += 1;
+                self.counts.duplicates += 1;
                 Err(DropReason::Duplicate)
             }
             SequenceVerdict::Late => {
-                self.stats.reordered += 1;
-                self.stats.lost = self.stats.lost.saturating_sub(1);
+                self.counts.reordered += 1;
+                self.counts.lost = self.counts.lost.saturating_sub(1);
                 Err(DropReason::Late)
             }
             SequenceVerdict::TooOld => Err(DropReason::TooOld),
@@ -241,8 +272,8 @@ impl Media {
 
     /// Counts one packet of this many Opus bytes that is passed on.
     pub(super) fn count_uplink(&mut self, payload: usize) {
-        self.stats.up_packets += 1;
-        self.stats.up_bytes += payload as u64;
+        self.counts.up_packets += 1;
+        self.counts.up_bytes += payload as u64;
     }
 
     /// Replaces the datagram's header by that of the chat server in place, and returns the frame.
@@ -300,8 +331,8 @@ impl Media {
         out: &mut [u8],
     ) -> Encrypted {
         self.sequence = self.sequence.wrapping_add(1);
-        self.stats.down_packets += 1;
-        self.stats.down_bytes += payload.len() as u64;
+        self.counts.down_packets += 1;
+        self.counts.down_bytes += payload.len() as u64;
         let header = UdpHeader {
             flags: if flags { DOWNLINK_FLAG | (self.sequence & 0x7f) as u8 } else { 0 },
             payload_len: payload.len() as u16,

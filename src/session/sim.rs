@@ -271,11 +271,12 @@ impl Simulation {
 fn generate_credentials(ssrc: u32, rng: &mut Choices) -> CallCredentials {
     let mut key = [7; 16];
     key[..4].copy_from_slice(&ssrc.to_be_bytes());
+    // So that a seed stands for the same turn of events as ever.
+    rng.next();
     CallCredentials {
         ssrc,
         key,
         session_id: format!("own-{ssrc}").into(),
-        jitter_seed: rng.next(),
         udp_host: "192.0.2.1".into(),
         udp_port: 8884,
         allowed: !rng.percent(5),

@@ -89,7 +89,7 @@ impl MetricSources<'_> {
             }
             if let Some(call) = core.call() {
                 counts.calls[call.state as usize] += 1;
-                metrics::add(&mut counts.call_stats, call.stats);
+                metrics::add(&mut counts.call_stats, &call.stats);
                 counts.lost += call.settled_lost;
             }
             let stage = session.backend.as_ref().map(|backend| match backend.is_queued() {

@@ -7,8 +7,8 @@ use crate::net::media::steering::SsrcShare;
 use crate::net::sessions::index::Index;
 use crate::session::CallCredentials;
 
-/// The random bytes of one call: key, UUID, seed and ssrc.
-const RANDOM_LEN: usize = 16 + 16 + 8 + 4;
+/// The random bytes of one call: key, UUID and ssrc.
+const RANDOM_LEN: usize = 16 + 16 + 4;
 
 /// Fresh credentials, with an ssrc of this share that no other call has.
 pub(crate) fn generate(index: &Index, share: SsrcShare) -> Result<CallCredentials, getrandom::Error> {
@@ -34,17 +34,9 @@ pub(crate) fn without_keys() -> CallCredentials {
 fn from_bytes(bytes: &[u8; RANDOM_LEN]) -> CallCredentials {
     let mut rest = &bytes[..];
     let (key, uuid) = (take(&mut rest), take(&mut rest));
-    let (seed, ssrc) = (u64::from_ne_bytes(take(&mut rest)), u32::from_ne_bytes(take(&mut rest)));
+    let ssrc = u32::from_ne_bytes(take(&mut rest));
     let session_id = uuid::Builder::from_random_bytes(uuid).into_uuid().to_string().into_boxed_str();
-    CallCredentials {
-        ssrc,
-        key,
-        session_id,
-        jitter_seed: seed,
-        udp_host: Box::default(),
-        udp_port: 0,
-        allowed: true,
-    }
+    CallCredentials { ssrc, key, session_id, udp_host: Box::default(), udp_port: 0, allowed: true }
 }
 
 /// Takes the next `N` bytes.

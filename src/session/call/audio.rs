@@ -1,5 +1,6 @@
 //! Audio in both directions, and the hold of audio and text until the device's address and the server's framing are known.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::super::action::{
@@ -78,16 +79,17 @@ impl Call {
         let received = self
             .media
             .receive(from, datagram, config.udp.peer_policy, now)
-            .inspect_err(|reason| RefusedDatagrams::count(&mut self.refused, *reason, from.addr))?;
-        self.last_activity = now;
+            .inspect_err(|reason| self.count_refused(*reason, from.addr))?;
+        self.last_activity = self.deadlines.time(now);
         self.heard_since_listen |= self.media.has_audio;
         let (Received::Path { peer_learned } | Received::Packet(Decrypted { peer_learned, .. })) = received;
         let device_heard = peer_learned || self.awaits_proof();
-        if peer_learned && self.session_id.is_some() {
-            self.credentials = None;
-        }
         match received {
-            Received::Packet(decrypted) => self.forward(&decrypted, device_heard, datagram),
+            Received::Packet(decrypted) => {
+                let age = self.age(now);
+                self.media.quality.on_uplink(decrypted.sequence, self.media.counts.lost, age);
+                self.forward(&decrypted, device_heard, datagram)
+            }
             Received::Path { .. } => Ok(Uplink::Path { device_heard }),
         }
     }
@@ -99,6 +101,14 @@ impl Call {
     ) -> Option<Result<Uplink<'b>, DropReason>> {
         let decrypted = self.media.next_released(datagram)?;
         Some(self.forward(&decrypted, false, datagram))
+    }
+
+    /// Counts a datagram that was refused for this reason, for the line about missing audio.
+    fn count_refused(&mut self, reason: DropReason, from: SocketAddr) {
+        if RefusedDatagrams::counts(reason) {
+            let cold = self.cold.get_or_insert_default();
+            cold.refused.get_or_insert_default().count(reason, from);
+        }
     }
 
     fn forward<'b>(
@@ -119,7 +129,7 @@ impl Call {
                 Ok(Uplink::OtherDevice(payload))
             }
             CallState::Ringing => {
-                self.media.stats.dropped += 1;
+                self.media.counts.dropped += 1;
                 Ok(Uplink::Silence)
             }
             CallState::Dialing | CallState::AwaitingHello | CallState::Redialing => {
@@ -130,10 +140,10 @@ impl Call {
 
     /// A packet of this many Opus bytes did not fit into the chat server's write buffer.
     pub(in crate::session) fn on_uplink_dropped(&mut self, payload: usize) {
-        let stats = &mut self.media.stats;
-        stats.up_packets -= 1;
-        stats.up_bytes -= payload as u64;
-        stats.dropped += 1;
+        let counts = &mut self.media.counts;
+        counts.up_packets -= 1;
+        counts.up_bytes -= payload as u64;
+        counts.dropped += 1;
     }
 
     /// Encrypts one binary frame of the chat server. `None`: it is held.
@@ -158,7 +168,8 @@ impl Call {
             servers.learn_framing(server, framing);
         }
         let is_early = self.state == CallState::AwaitingHello;
-        let (timestamp, opus) = match self.media.classify(frame, self.age(now)) {
+        let age = self.age(now);
+        let (timestamp, opus) = match self.media.classify(frame, age) {
             ClassifiedFrame::Bad => return self.count_dropped(DropReason::BadFrame),
             ClassifiedFrame::Undecided if self.hold_expired && !is_early => {
                 return self.count_dropped(DropReason::NoPeer);
@@ -169,7 +180,7 @@ impl Call {
             }
             ClassifiedFrame::Audio(timestamp, opus) => (timestamp, opus),
         };
-        self.media.quality.on_answer(now);
+        self.media.quality.on_answer(age);
         if is_early
             || !self.held.is_empty()
             || self.must_hold()
@@ -186,7 +197,7 @@ impl Call {
     /// A frame of the server leaves now.
     fn note_frame(&mut self, now: Instant) {
         if self.tts_active {
-            self.media.quality.on_speech_frame(self.playout.ends_at(), now);
+            self.media.quality.on_speech_frame(now.saturating_duration_since(self.playout.ends_at()));
         }
     }
 
@@ -200,12 +211,13 @@ impl Call {
         now: Instant,
     ) -> Encrypted {
         self.postpone_keep_alive(config, now);
-        self.media.quality.on_downlink(self.media.stats.lost, now);
+        let age = self.age(now);
+        self.media.quality.on_downlink(self.media.counts.lost, age);
         self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, out)
     }
 
     pub(super) fn count_dropped<T>(&mut self, discard: DropReason) -> Result<T, DropReason> {
-        self.media.stats.dropped += 1;
+        self.media.counts.dropped += 1;
         Err(discard)
     }
 
@@ -213,13 +225,15 @@ impl Call {
     fn hold(&mut self, audio: HeldItem, room: usize) -> Result<Option<Encrypted>, DropReason> {
         let is_early = self.state == CallState::AwaitingHello;
         self.server_sent_early_media |= is_early;
-        let frames = self.held.frames() + self.early.frames();
+        let frames = self.held.frames() + self.cold.as_ref().map_or(0, |cold| cold.early.frames());
         if frames >= self.playout.frames_in(HELD_AUDIO_MAX) || audio.bytes() > room {
             self.held_audio_full = true;
             return self.count_dropped(DropReason::HeldFull);
         }
-        let queue = if is_early { &mut self.early } else { &mut self.held };
-        queue.push(audio);
+        match is_early {
+            true => self.cold.get_or_insert_default().early.push(audio),
+            false => self.held.push(audio),
+        }
         Ok(None)
     }
 
@@ -250,6 +264,7 @@ impl Call {
     /// The device's first datagram was accepted, or the first after a reconnection.
     pub(in super::super) fn on_device_heard(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.on_proof(cx)?;
+        self.free_cold_state();
         self.release_held(cx)
     }
 
@@ -349,7 +364,7 @@ impl Call {
         };
         self.note_frame(cx.now);
         self.playout.on_frame(true, &cx.config.udp, cx.now);
-        self.last_activity = cx.now;
+        self.last_activity = self.deadlines.time(cx.now);
         let mut datagram = vec![0; audio::HEADER_LEN + opus.len()];
         let encrypted = self.encrypt(peer, (timestamp, opus), &mut datagram, cx.config, cx.now);
         cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
@@ -409,13 +424,14 @@ impl Call {
 
     /// Drops held audio and returns the number of frames.
     pub(super) fn drop_held_audio(&mut self, why: DropReason, cx: &mut Context<'_>) -> usize {
-        let frames = self.held.drop_frames() + self.early.drop_frames();
+        let early = self.cold.as_mut().map_or(0, |cold| cold.early.drop_frames());
+        let frames = self.held.drop_frames() + early;
         self.count_held_dropped(frames, why, cx);
         frames
     }
 
     pub(super) fn count_held_dropped(&mut self, frames: usize, why: DropReason, cx: &mut Context<'_>) {
-        self.media.stats.dropped += frames as u64;
+        self.media.counts.dropped += frames as u32;
         cx.out.extend((0..frames).map(|_| Action::Count(Counter::Dropped(why))));
     }
 

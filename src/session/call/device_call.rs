@@ -28,7 +28,7 @@ impl Call {
 
     /// Another device is being called: the device gets silence until that one answers.
     pub(in crate::session) fn start_ringing(&mut self, cx: &mut Context<'_>) -> CallResult {
-        self.silence_packet =
+        self.cold.get_or_insert_default().silence_packet =
             audio::silence_packet(self.hello.frame_duration_ms().unwrap_or(DEFAULT_FRAME_MS));
         self.switch_from_server(CallState::Ringing, cx)
     }
@@ -40,7 +40,9 @@ impl Call {
         both_realtime: bool,
         cx: &mut Context<'_>,
     ) -> CallResult {
-        self.silence_packet = Box::default();
+        if let Some(cold) = &mut self.cold {
+            cold.silence_packet = Box::default();
+        }
         self.switch_from_server(CallState::InDeviceCall, cx)?;
         match both_realtime {
             true => {
@@ -63,7 +65,9 @@ impl Call {
             // The server cannot end its speech any more, and a device that speaks sends nothing in auto mode.
             self.deliver_to_device(&message::tts(self.session_id(), "stop"), cx)?;
         }
-        self.pending_server_text = TextQueue::default();
+        if let Some(cold) = &mut self.cold {
+            cold.pending_server_text = TextQueue::default();
+        }
         self.listen_queued = false;
         self.ending = None;
         self.deadlines.clear_server_timers();
@@ -91,7 +95,7 @@ impl Call {
         now: Instant,
     ) -> Result<Encrypted, DropReason> {
         // A device that only listens is not idle either.
-        self.last_activity = now;
+        self.last_activity = self.deadlines.time(now);
         let peer = match self.state {
             CallState::InDeviceCall if self.playout.next_frame_at(false, &config.udp) > now => {
                 // The device has not handled its `tts start` yet.
@@ -111,10 +115,14 @@ impl Call {
         config: &Config,
         now: Instant,
     ) -> Result<Encrypted, DropReason> {
-        let Some(peer) = self.media.peer().filter(|_| self.state == CallState::Ringing) else {
-            return Err(DropReason::NoPeer);
-        };
-        self.postpone_keep_alive(config, now);
-        Ok(self.media.encrypt(peer, 0, &self.silence_packet, config.udp.downlink_flags, out))
+        match (self.media.peer(), &self.cold) {
+            (Some(peer), Some(cold)) if self.state == CallState::Ringing => {
+                let sealed =
+                    self.media.encrypt(peer, 0, &cold.silence_packet, config.udp.downlink_flags, out);
+                self.postpone_keep_alive(config, now);
+                Ok(sealed)
+            }
+            _ => Err(DropReason::NoPeer),
+        }
     }
 }

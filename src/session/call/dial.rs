@@ -11,7 +11,7 @@ use super::super::call_report::SetupStage;
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, FramingState};
-use super::super::queue::{HeldItem, HeldQueue, Speech};
+use super::super::queue::{HeldItem, Speech};
 use super::super::server_cause::ServerCause;
 use super::{Call, CallResult, CallState, DeviceIdentity, Outage};
 use crate::config::{ChatServerConfig, Config, OnDisconnect, Reconnect};
@@ -46,7 +46,7 @@ impl Call {
     pub(in super::super) fn start(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         let servers =
             cx.servers.dial_order(cx.config.servers_for(device.id), cx.config.websocket.order, cx.now);
-        self.untried_servers = Some(Box::new(servers));
+        self.cold.get_or_insert_default().untried_servers = servers;
         self.deadlines.set(CallTimer::HelloReply, self.started_at() + HELLO_REPLY_TIMEOUT);
         self.dial_next(device, cx)
     }
@@ -59,12 +59,13 @@ impl Call {
         self.connecting = replaced.connecting;
         self.server = replaced.server;
         self.protocol_version = replaced.protocol_version;
-        self.untried_servers = replaced.untried_servers;
-        self.early = replaced.early;
+        if let (Some(cold), Some(replaced)) = (&mut self.cold, replaced.cold) {
+            (cold.untried_servers, cold.early) = (replaced.untried_servers, replaced.early);
+        }
         self.server_sent_early_media = replaced.server_sent_early_media;
         self.server_hello_overdue = replaced.server_hello_overdue;
         self.media.framing = replaced.media.framing;
-        self.media.quality.continue_dial(&replaced.media.quality, self.started_at());
+        self.media.quality.continue_dial(&replaced.media.quality);
         self.deadlines.set(CallTimer::HelloReply, self.started_at() + HELLO_REPLY_TIMEOUT);
         for timer in SERVER_TIMERS {
             if let Some(at) = replaced.deadlines.get(timer) {
@@ -77,7 +78,7 @@ impl Call {
     }
 
     fn dial_next(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
-        let server = self.untried_servers.as_mut().and_then(|untried| untried.pop_front());
+        let server = self.cold.as_mut().and_then(|cold| cold.untried_servers.pop_front());
         let server = server.ok_or(self.closing.unwrap_or(EndReason::NoServer))?;
         self.dial(server, false, device, cx);
         Ok(())
@@ -92,8 +93,7 @@ impl Call {
     ) {
         self.state = CallState::Dialing;
         self.connecting = false;
-        self.media.quality.enter(SetupStage::Resolve, cx.now);
-        self.server_session_id = None;
+        self.media.quality.enter(SetupStage::Resolve, self.age(cx.now));
         self.server_sent_session_id = false;
         self.server_sent_early_media = false;
         self.server_hello_overdue = false;
@@ -106,7 +106,9 @@ impl Call {
             None => FramingState::Unknown(0),
         };
         self.protocol_version = cx.servers.protocol_version(&server);
-        self.last_words = None;
+        if let Some(cold) = &mut self.cold {
+            (cold.server_session_id, cold.last_words) = (None, None);
+        }
         let request = self.dial_request(server.clone(), fresh, device, cx);
         self.server = Some(server);
         cx.out.push(Action::Dial(request));
@@ -145,7 +147,7 @@ impl Call {
         config: &Config,
     ) -> bool {
         if self.session_id.is_none() {
-            return self.untried_servers.as_ref().is_some_and(|untried| !untried.is_empty());
+            return self.cold.as_ref().is_some_and(|cold| !cold.untried_servers.is_empty());
         }
         config.servers_for(device.id).iter().any(|other| other.url != server.url)
     }
@@ -154,7 +156,7 @@ impl Call {
     pub(in super::super) fn on_dial_stage(&mut self, stage: SetupStage, now: Instant) {
         if self.state == CallState::Dialing {
             self.connecting |= stage != SetupStage::Resolve;
-            self.media.quality.enter(stage, now);
+            self.media.quality.enter(stage, self.age(now));
         }
     }
 
@@ -162,13 +164,13 @@ impl Call {
         if self.state != CallState::Dialing {
             return Ok(());
         }
-        if self.probe.take().is_some() {
+        if self.take_probe().is_some() {
             self.state = CallState::Live;
             self.deadlines.clear(CallTimer::Connect);
             return self.end_after_playout(EndReason::ServerClosed, cx);
         }
         self.state = CallState::AwaitingHello;
-        self.media.quality.enter(SetupStage::Hello, cx.now);
+        self.media.quality.enter(SetupStage::Hello, self.age(cx.now));
         self.deadlines.clear(CallTimer::Connect);
         self.deadlines.set(CallTimer::ResendHello, cx.now + HELLO_RESEND_DELAY);
         self.deadlines.set(CallTimer::ServerHello, cx.now + SERVER_HELLO_TIMEOUT);
@@ -214,7 +216,7 @@ impl Call {
         }
         let stage =
             if self.state == CallState::AwaitingHello { BackendStage::Hello } else { BackendStage::Connect };
-        self.untried_servers = None;
+        self.cold.get_or_insert_default().untried_servers.clear();
         self.on_server_failed(timeout_failure(stage, HELLO_REPLY_TIMEOUT), device, cx)
     }
 
@@ -247,7 +249,7 @@ impl Call {
             }
         }
         let failure = match gone {
-            BackendClosed::Failed(failure) if self.probe.is_some() => {
+            BackendClosed::Failed(failure) if self.is_probing() => {
                 return self.on_probe_failed(&failure.message, device, cx);
             }
             BackendClosed::Failed(failure) if self.state == CallState::AwaitingHello => {
@@ -290,7 +292,7 @@ impl Call {
         (self.state, self.connecting) = (CallState::Dialing, false);
         self.deadlines.clear_server_timers();
         self.deadlines.set(CallTimer::Connect, cx.now + PROBE_TIMEOUT);
-        self.probe = Some(Box::new(failure));
+        self.cold.get_or_insert_default().probe = Some(failure);
         cx.out.push(Action::Dial(self.dial_request(server, false, device, cx)));
         self.release_ready(cx)
     }
@@ -302,10 +304,10 @@ impl Call {
         device: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
-        let Some(mut failure) = self.probe.take() else { return Ok(()) };
+        let Some(mut failure) = self.take_probe() else { return Ok(()) };
         failure.message.push_str(&format!(", and the server takes no new connection ({why})"));
         self.state = CallState::Live;
-        self.on_server_failed(*failure, device, cx)
+        self.on_server_failed(failure, device, cx)
     }
 
     /// Why the call ends when its server fails now, instead of being redialled.
@@ -331,10 +333,11 @@ impl Call {
             let words = format!("; it said {}", text::quoted(said));
             failure = failure.with_cause(ServerCause::of_close(None, said));
             failure.message.push_str(&words);
-            self.last_words = None;
+            self.forget_last_words();
         }
         cx.count(Counter::DialFailed(failure.stage));
-        self.media.quality.on_server_failed(&url, &failure, cx.now);
+        let age = self.age(cx.now);
+        self.media.quality.on_server_failed(&url, &failure, age);
         // A timeout in the queue of dials or in the resolver is not the server's fault, nor is a local shortage.
         let waited =
             self.state == CallState::Dialing && !self.connecting && failure.stage != BackendStage::Resolve;
@@ -364,8 +367,8 @@ impl Call {
 
     /// Drops what the server that is given up sent before its hello. What it said after that is played out, if audio is paced.
     fn drop_held_of_server(&mut self, cx: &mut Context<'_>) -> CallResult {
-        let mut frames = self.early.drop_frames();
-        self.early = HeldQueue::default();
+        let early = self.cold.as_mut().map(|cold| std::mem::take(&mut cold.early));
+        let mut frames = early.map_or(0, |mut early| early.drop_frames());
         if !cx.config.udp.downlink_pace {
             frames += self.held.drop_frames();
             self.count_held_dropped(frames, DropReason::NoServer, cx);
@@ -393,10 +396,8 @@ impl Call {
         let settled = was_live
             && cx.now.saturating_duration_since(self.deadlines.instant(self.live_since))
                 >= BACKOFF_RESET_AFTER;
-        let mut outage = match self.outage.take() {
-            Some(outage) if !settled => outage,
-            _ => Box::new(Outage { lost_at: cx.now, attempts: 0, shown: false }),
-        };
+        let outage = self.cold.as_mut().and_then(|cold| cold.outage).filter(|_| !settled);
+        let mut outage = outage.unwrap_or(Outage { lost_at: cx.now, attempts: 0, shown: false });
         let reconnect = &cx.config.websocket.reconnect;
         if was_live {
             // The time limit starts when the first redial fails, so that at least one is tried.
@@ -408,9 +409,9 @@ impl Call {
             self.deadlines.set(CallTimer::RedialNotice, outage.lost_at + REDIAL_NOTICE_DELAY);
         }
         let pause = backoff_delay(reconnect, outage.attempts)
-            .mul_f64(1.0 - BACKOFF_JITTER_MAX * self.random_fraction());
+            .mul_f64(1.0 - BACKOFF_JITTER_MAX * random_fraction(self.ssrc(), outage.attempts));
         outage.attempts = outage.attempts.saturating_add(1);
-        self.outage = Some(outage);
+        self.cold.get_or_insert_default().outage = Some(outage);
         self.state = CallState::Redialing;
         self.deadlines.set(CallTimer::Redial, cx.now + pause);
         pause
@@ -418,7 +419,7 @@ impl Call {
 
     /// The call has no server for a while: the device is told.
     pub(super) fn on_long_outage(&mut self, cx: &mut Context<'_>) -> CallResult {
-        if let Some(outage) = &mut self.outage {
+        if let Some(outage) = self.cold.as_mut().and_then(|cold| cold.outage.as_mut()) {
             outage.shown = true;
         }
         let text = message::alert(
@@ -452,14 +453,6 @@ impl Call {
         self.dial(server, true, device, cx);
         Ok(())
     }
-
-    /// A random number in 0..1, by xorshift: good enough to spread redials.
-    fn random_fraction(&mut self) -> f64 {
-        self.rng_state ^= self.rng_state << 13;
-        self.rng_state ^= self.rng_state >> 7;
-        self.rng_state ^= self.rng_state << 17;
-        (self.rng_state >> 11) as f64 / (1u64 << 53) as f64
-    }
 }
 
 /// What follows when a server ends its connection in a call.
@@ -492,6 +485,14 @@ fn backoff_delay(reconnect: &Reconnect, attempts: u32) -> Duration {
     let factor = reconnect.multiplier.powi(attempts.min(1000) as i32).min(1e12);
     let pause = reconnect.initial.as_secs_f64() * factor;
     Duration::from_secs_f64(pause.min(reconnect.max.as_secs_f64()))
+}
+
+/// A number in 0..1 that differs from call to call and from attempt to attempt: an ssrc is random.
+fn random_fraction(ssrc: u32, attempts: u32) -> f64 {
+    let mixed =
+        (u64::from(ssrc) << 32 | u64::from(attempts)).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ mixed >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 11) as f64 / (1u64 << 53) as f64
 }
 
 pub(super) fn timeout_failure(stage: BackendStage, after: Duration) -> BackendFailure {

@@ -24,11 +24,13 @@ pub(in super::super) struct Finished {
 impl Call {
     /// The device hangs up. True: the call has to continue until the device's texts are sent.
     pub(in super::super) fn hang_up(&mut self, reason: EndReason) -> bool {
-        if self.session_id.is_some() || self.pending_server_text.is_empty() {
+        if self.session_id.is_some()
+            || self.cold.as_ref().is_none_or(|cold| cold.pending_server_text.is_empty())
+        {
             return false;
         }
         self.closing.get_or_insert(reason);
-        self.pending_device_text = Some(TextQueue::default());
+        self.cold.get_or_insert_default().pending_device_text = Some(TextQueue::default());
         true
     }
 
@@ -51,9 +53,11 @@ impl Call {
         } else if self.awaits_proof() {
             // If the device is in another call, or in none, these are not for it.
             self.held = HeldQueue::default();
-            self.pending_device_text = None;
+            if let Some(cold) = &mut self.cold {
+                cold.pending_device_text = None;
+            }
         }
-        let connected = self.pending_device_text.is_none();
+        let connected = self.cold.as_ref().is_none_or(|cold| cold.pending_device_text.is_none());
         let told = connected && reason.notifies_device();
         if told {
             // An error cannot occur, since no text is queued for a connected device.
@@ -70,7 +74,7 @@ impl Call {
         let alert = if connected { self.last_alert(&id, answered, reason) } else { None };
         // Of sources that were never taken.
         self.media.drop_candidates();
-        summary.stats = self.media.stats;
+        summary.stats = self.media.counts.stats();
         cx.out.push(Action::CallEnded(summary));
         Finished { session_id: (answered || told).then_some(id), alert }
     }
@@ -103,10 +107,10 @@ impl Call {
             state: self.view().state,
             server: self.server.clone(),
             ssrc: Some(self.media.ssrc()),
-            stats: self.media.stats,
+            stats: self.media.counts.stats(),
             settled_lost: self.media.quality.settled_lost(),
             report: self.report(Some(reason), now),
-            series: self.media.quality.series(self.media.stats.lost),
+            series: self.media.quality.series(self.media.counts.lost),
         })
     }
 
@@ -124,13 +128,14 @@ impl Call {
 
     /// Sends one goodbye. A device that waits for its hello reply gets one before, since nothing else ends its wait.
     fn notify_device(&mut self, id: &str, answered: bool, cx: &mut Context<'_>) {
-        if let (false, Some(credentials)) = (answered, &self.credentials) {
+        if let (false, Some(credentials)) = (answered, self.credentials()) {
             let audio_params = self.hello.audio_params();
             let audio_params = audio_params.as_deref().unwrap_or(DEFAULT_AUDIO_PARAMS);
             cx.publish(hello_reply(credentials, id, Some(audio_params)));
         }
-        let goodbye = self.last_words.take_if(|words| matches!(**words, LastWords::Goodbye(_)));
-        cx.publish(match goodbye.map(|words| *words) {
+        let words = self.cold.as_mut().map(|cold| &mut cold.last_words);
+        let goodbye = words.and_then(|words| words.take_if(|words| matches!(words, LastWords::Goodbye(_))));
+        cx.publish(match goodbye {
             Some(LastWords::Goodbye(goodbye)) => goodbye.into_string(),
             _ => message::goodbye(Some(id)),
         });

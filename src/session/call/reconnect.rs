@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use super::super::action::{EndReason, LogEvent};
 use super::super::context::Context;
 use super::super::deadlines::{CallTime, CallTimer};
-use super::super::queue::TextQueue;
 use super::{Call, CallResult};
 
 /// A datagram that is at most this old when the device reconnects shows that the device is in the call.
@@ -63,7 +62,8 @@ impl Call {
     /// The device's connection was lost: when, and what the device was doing. It may have been lost before, and not have resumed the
     /// call.
     pub(in super::super) fn on_device_lost(&mut self, now: Instant) -> (Instant, AtLoss) {
-        self.media.quality.on_listen_end(self.is_listening && !self.heard_since_listen, now);
+        let (was_unheard, age) = (self.is_listening && !self.heard_since_listen, self.age(now));
+        self.media.quality.on_listen_end(was_unheard, age);
         let now = self.deadlines.time(now);
         let (at, device) = match self.attachment {
             Attachment::Attached if self.session_id.is_none() => (now, AtLoss::AwaitingReply),
@@ -75,7 +75,7 @@ impl Call {
         };
         self.attachment = Attachment::Lost { at, device };
         self.deadlines.clear(CallTimer::Reattach);
-        self.pending_device_text.get_or_insert_with(TextQueue::default);
+        self.cold.get_or_insert_default().pending_device_text.get_or_insert_default();
         (self.deadlines.instant(at), device)
     }
 
@@ -144,7 +144,8 @@ impl Call {
     }
 
     pub(super) fn send_pending_texts(&mut self, cx: &mut Context<'_>) {
-        for text in self.pending_device_text.take().map(|mut pending| pending.take()).unwrap_or_default() {
+        let pending = self.cold.as_mut().and_then(|cold| cold.pending_device_text.take());
+        for text in pending.map(|mut pending| pending.take()).unwrap_or_default() {
             cx.publish(text.into_string());
         }
     }

@@ -1,5 +1,6 @@
 //! Text in both directions: hellos, queued texts, and the translation of session ids.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::super::action::{
@@ -21,13 +22,13 @@ impl Call {
         }
         self.state = CallState::Live;
         self.live_since = self.deadlines.time(cx.now);
-        self.server_last_seen = cx.now;
-        self.untried_servers = None;
+        self.server_last_seen = self.live_since;
+        self.cold.get_or_insert_default().untried_servers = VecDeque::new();
         self.set_server_session_id(hello.session_id);
         let frame_ms = hello.audio_params.as_deref().and_then(message::frame_duration_ms);
         self.playout.set_frame_ms(frame_ms.or_else(|| self.hello.frame_duration_ms()));
         self.aborted = false;
-        self.held.append(&mut self.early);
+        self.held.append(&mut self.cold.get_or_insert_default().early);
         self.deadlines.clear_server_timers();
         let websocket = &cx.config.websocket;
         if !websocket.ping_interval.is_zero() && self.server.as_ref().is_none_or(|server| server.ping) {
@@ -45,7 +46,7 @@ impl Call {
         } else {
             self.resume_with_server(cx)?;
         }
-        for text in self.pending_server_text.take() {
+        for text in self.cold.get_or_insert_default().pending_server_text.take() {
             self.send_to_server(&text, cx);
         }
         self.listen_queued = false;
@@ -57,8 +58,9 @@ impl Call {
 
     /// Sends the hello reply to the device.
     fn send_hello_reply(&mut self, audio_params: Option<Box<str>>, cx: &mut Context<'_>) -> CallResult {
-        let Some(credentials) = &self.credentials else { return Ok(()) };
-        let id = self.server_session_id.take_if(|id| message::is_for_devices(id));
+        let Some(cold) = &mut self.cold else { return Ok(()) };
+        let Some(credentials) = &cold.credentials else { return Ok(()) };
+        let id = cold.server_session_id.take_if(|id| message::is_for_devices(id));
         let id = id.unwrap_or_else(|| credentials.session_id.clone());
         let audio_params = audio_params.or_else(|| self.hello.audio_params());
         let reply = hello_reply(credentials, &id, audio_params.as_deref());
@@ -69,9 +71,9 @@ impl Call {
         }
         let after = cx.now.saturating_duration_since(self.started_at());
         let url = self.server_name();
-        cx.count(Counter::Answered(self.media.quality.on_answered(cx.now)));
+        cx.count(Counter::Answered(self.media.quality.on_answered(after)));
         cx.log(LogEvent::CallStarted { session_id: id, url, after });
-        self.last_activity = cx.now;
+        self.last_activity = self.deadlines.time(cx.now);
         self.update_idle_deadline(cx.config);
         self.postpone_keep_alive(cx.config, cx.now);
         if self.is_listening {
@@ -83,18 +85,21 @@ impl Call {
     /// Stores the current server's session id, unless it equals the device's.
     fn set_server_session_id(&mut self, id: Option<Box<str>>) {
         self.server_sent_session_id = id.is_some();
-        self.server_session_id = id.filter(|id| self.session_id.as_ref() != Some(id));
+        self.cold.get_or_insert_default().server_session_id =
+            id.filter(|id| self.session_id.as_ref() != Some(id));
     }
 
     /// The call continues on a new WebSocket: the device's last `listen` is repeated.
     fn resume_with_server(&mut self, cx: &mut Context<'_>) -> CallResult {
-        self.media.stats.redials += 1;
+        self.media.counts.redials += 1;
         self.greeted_redials = self.greeted_redials.saturating_add(1);
-        let lost = self.outage.as_ref().map_or(cx.now, |outage| outage.lost_at);
+        let outage = self.cold.as_mut().and_then(|cold| cold.outage.as_mut());
+        let (lost, was_shown) =
+            outage.map_or((cx.now, false), |outage| (outage.lost_at, std::mem::take(&mut outage.shown)));
         let url = self.server_name();
         cx.count(Counter::Redialled);
         cx.log(LogEvent::Redialled { url, after: cx.now.saturating_duration_since(lost) });
-        if self.outage.as_mut().is_some_and(|outage| std::mem::take(&mut outage.shown)) {
+        if was_shown {
             let text = message::alert(
                 self.session_id(),
                 "已恢复 / Connected",
@@ -135,12 +140,13 @@ impl Call {
             _ => None,
         };
         self.speech_ended = speech == Some(Speech::Stop);
+        let age = self.age(cx.now);
         if peek.kind == "stt" {
             self.greeted_redials = 0;
-            self.media.quality.on_recognized(cx.now);
+            self.media.quality.on_recognized(age);
         }
         if speech == Some(Speech::Stop) {
-            self.media.quality.on_answer(cx.now);
+            self.media.quality.on_answer(age);
         }
         match (&*peek.kind, self.state) {
             (_, CallState::Dialing | CallState::Redialing | CallState::Ringing | CallState::InDeviceCall) => {
@@ -164,12 +170,12 @@ impl Call {
             }
             ("goodbye", CallState::Live) => {
                 let goodbye = message::with_session_id(text, self.session_id()).into_owned();
-                self.last_words = Some(Box::new(LastWords::Goodbye(goodbye.into())));
+                self.cold.get_or_insert_default().last_words = Some(LastWords::Goodbye(goodbye.into()));
                 self.end_after_playout(EndReason::ServerClosed, cx)
             }
             (kind, CallState::AwaitingHello) => {
                 self.server_sent_early_media |= matches!(kind, "tts" | "stt");
-                self.early.push_text(text, speech)?;
+                self.cold.get_or_insert_default().early.push_text(text, speech)?;
                 self.accept_missing_hello(cx)
             }
             (_, CallState::Live) => {
@@ -207,7 +213,7 @@ impl Call {
     }
 
     pub(super) fn publish(&mut self, text: String, cx: &mut Context<'_>) -> CallResult {
-        match &mut self.pending_device_text {
+        match self.cold.as_mut().and_then(|cold| cold.pending_device_text.as_mut()) {
             Some(away) => away.push(&text)?,
             None => cx.publish(text),
         }
@@ -222,7 +228,7 @@ impl Call {
         peek: &Peek<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
-        self.last_activity = cx.now;
+        self.last_activity = self.deadlines.time(cx.now);
         let id = peek.session_id.as_deref();
         if id.is_some() && id == self.session_id() && peek.kind != "mcp" {
             self.on_proof(cx)?;
@@ -256,24 +262,25 @@ impl Call {
             self.send_to_server(text, cx);
             return Ok(());
         }
-        self.pending_server_text.push(text)?;
+        self.cold.get_or_insert_default().pending_server_text.push(text)?;
         self.listen_queued |= peek.kind == "listen";
         Ok(())
     }
 
     fn on_listen(&mut self, text: &str, peek: &Peek<'_>, cx: &Context<'_>) {
         self.last_listen = Some(text.into());
+        let age = self.age(cx.now);
         match peek.state.as_deref() {
             Some("start") => {
                 let was_unheard = self.is_listening && !self.heard_since_listen;
-                self.media.quality.on_listen_start(was_unheard, cx.now);
+                self.media.quality.on_listen_start(was_unheard, age);
                 (self.is_listening, self.heard_since_listen) = (true, false);
                 self.expect_audio(cx);
             }
             Some("detect") => self.greeted_redials = 0,
             Some("stop") => {
                 self.stop_listening(cx.now);
-                self.media.quality.on_listen_stop(cx.now);
+                self.media.quality.on_listen_stop(age);
                 self.deadlines.clear(CallTimer::MissingAudio);
             }
             _ => {}
@@ -282,7 +289,8 @@ impl Call {
 
     fn stop_listening(&mut self, now: Instant) {
         let was_listening = std::mem::take(&mut self.is_listening);
-        self.media.quality.on_listen_end(was_listening && !self.heard_since_listen, now);
+        let age = self.age(now);
+        self.media.quality.on_listen_end(was_listening && !self.heard_since_listen, age);
     }
 
     /// Starts the timer for the audio of a device that listens.
@@ -295,7 +303,8 @@ impl Call {
 
     /// Sends a device's text to the server, with the session id that the server knows.
     fn send_to_server(&self, text: &str, cx: &mut Context<'_>) {
-        let text = match (&self.session_id, &self.server_session_id) {
+        let server_id = self.cold.as_ref().and_then(|cold| cold.server_session_id.as_deref());
+        let text = match (&self.session_id, server_id) {
             (Some(id), Some(server_id)) => message::replace_session_id(text, id, server_id),
             _ => text.into(),
         };

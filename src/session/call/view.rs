@@ -27,7 +27,7 @@ pub struct CallView<'a> {
     /// What the device's packets have lost, for a counter: it never falls.
     pub settled_lost: u64,
     /// Packets, bytes and what went missing.
-    pub stats: &'a CallStats,
+    pub stats: CallStats,
 }
 
 impl Call {
@@ -44,7 +44,7 @@ impl Call {
             peer: self.media.peer().map(|peer| peer.addr),
             jitter: self.media.quality.jitter(),
             settled_lost: self.media.quality.settled_lost(),
-            stats: &self.media.stats,
+            stats: self.media.counts.stats(),
         }
     }
 
@@ -52,12 +52,15 @@ impl Call {
     pub(in crate::session) fn report(&self, reason: Option<EndReason>, now: Instant) -> CallReport {
         let is_unheard = self.is_listening && !self.heard_since_listen;
         let is_away = self.attachment != Attachment::Attached;
-        self.media.quality.report(&self.media.stats, &CallSituation { reason, is_away, is_unheard, now })
+        self.media.quality.report(
+            &self.media.counts.stats(),
+            &CallSituation { reason, is_away, is_unheard, age: self.age(now) },
+        )
     }
 
     /// The last ten seconds.
     pub(in crate::session) fn last_slice(&self, now: Instant) -> CallSlice {
-        self.media.quality.last_slice(self.media.stats.lost, now)
+        self.media.quality.last_slice(self.media.counts.lost, self.age(now))
     }
 
     /// Sends an operator's text to the device, with the call's session id.

@@ -188,18 +188,18 @@ impl Media {
         let paths = self.paths.get_or_insert_default();
         let Some(config) = config else {
             let dropped = paths.place_of(from.addr).map_or(0, |place| paths.remove(place));
-            self.stats.dropped += dropped as u64;
+            self.counts.dropped += dropped as u32;
             return Err(DropReason::ForeignSource);
         };
         let before = paths.kept.len();
         let extended = paths.extend(from.addr, places, (header.sequence, config), &self.window, now);
-        self.stats.dropped += (before - paths.kept.len()) as u64;
+        self.counts.dropped += (before - paths.kept.len()) as u32;
         let Some((place, run)) = extended else { return Err(DropReason::ForeignSource) };
-        self.stats.dropped += paths.keep(place, datagram) as u64;
+        self.counts.dropped += paths.keep(place, datagram) as u32;
         if run.packets() < ReplayWindow::RUN || !silent {
             return Err(DropReason::PathHeld);
         }
-        self.stats.dropped += paths.retain_kept(|of| of == place) as u64;
+        self.counts.dropped += paths.retain_kept(|of| of == place) as u32;
         paths.candidates = Default::default();
         if let Some(known) = self.peer.filter(|known| !at_home && known.addr.ip() == self.mqtt_ip) {
             let (window, settled_at) = (self.window.clone(), self.settled_at);
@@ -229,14 +229,14 @@ impl Media {
         }
         let Some(config) = config.filter(|_| !home.window.is_confirmed() || config == home.window.config())
         else {
-            self.stats.dropped += u64::from(home.first.take().is_some());
+            self.counts.dropped += u32::from(home.first.take().is_some());
             return Err(DropReason::ForeignSource);
         };
         let Some((run, first)) =
             home.first.take_if(|(run, _)| run.is_below(header.sequence) && run.config() == Some(config))
         else {
             let run = home.window.start_run(header.sequence, config);
-            self.stats.dropped += u64::from(home.first.replace((run, (&*datagram).into())).is_some());
+            self.counts.dropped += u32::from(home.first.replace((run, (&*datagram).into())).is_some());
             return Err(DropReason::PathHeld);
         };
         let run = run.extended(header.sequence, Some(config));
@@ -251,7 +251,7 @@ impl Media {
     /// This source is known from now on.
     fn move_to(&mut self, from: UdpPeer, run: &Run, now: Instant) -> Received {
         self.has_audio = true;
-        self.stats.lost += u64::from(self.window.settle(run));
+        self.counts.lost = self.counts.lost.saturating_add(self.window.settle(run));
         if from.addr.ip() == self.mqtt_ip {
             self.forget_home();
         }
@@ -268,7 +268,7 @@ impl Media {
     /// The known source is alive: all runs of others end.
     pub(in crate::session) fn drop_candidates(&mut self) {
         let Some(paths) = &mut self.paths else { return };
-        self.stats.dropped += paths.kept.len() as u64;
+        self.counts.dropped += paths.kept.len() as u32;
         if paths.home.is_none() {
             self.paths = None;
         } else {
@@ -296,6 +296,7 @@ impl Media {
         self.quality.on_released();
         Some(Decrypted {
             timestamp: header.timestamp,
+            sequence: header.sequence,
             payload_len: header.payload_len.into(),
             peer_learned: false,
         })

@@ -170,8 +170,8 @@ fn a_gap_is_counted_from_its_own_failure() {
 }
 
 #[test]
-fn any_seed_spreads_the_redials() {
-    for seed in [0, 1, u64::MAX] {
+fn any_ssrc_spreads_the_redials() {
+    for ssrc in [1, 2, u32::MAX] {
         let mut scenario = Scenario::online();
         let reconnect = &mut scenario.shell.config.websocket.reconnect;
         (reconnect.initial, reconnect.max) = (Duration::from_secs(5), Duration::from_secs(5));
@@ -179,7 +179,7 @@ fn any_seed_spreads_the_redials() {
         let mut out = Vec::new();
         let mut cx = scenario.shell.context(&mut out);
         scenario.core.on_packet(publish_packet(HELLO.as_bytes()), &mut cx);
-        scenario.core.on_credentials(CallCredentials { jitter_seed: seed, ..credentials(1) }, &mut cx);
+        scenario.core.on_credentials(CallCredentials { ssrc, ..credentials(1) }, &mut cx);
         scenario.open_backend();
         scenario.server_sends(SERVER_HELLO);
         let mut pauses = std::collections::BTreeSet::new();
@@ -192,6 +192,6 @@ fn any_seed_spreads_the_redials() {
             scenario.core.refresh_keep_alive(scenario.shell.now);
             scenario.wait(5_001);
         }
-        assert!(pauses.len() > 10, "{seed}: {pauses:?}");
+        assert!(pauses.len() > 10, "{ssrc}: {pauses:?}");
     }
 }

@@ -251,7 +251,6 @@ pub(super) fn credentials(n: u8) -> CallCredentials {
         ssrc: 0x1000 + u32::from(n),
         key: [n; 16],
         session_id: format!("own-{n}").into(),
-        jitter_seed: u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15),
         udp_host: "10.0.0.9".into(),
         udp_port: 8884,
         allowed: true,
