@@ -20,7 +20,7 @@ pub const PINGREQ: [u8; 2] = [0xc0, 0];
 pub const PINGRESP: [u8; 2] = [0xd0, 0];
 pub const DISCONNECT: [u8; 2] = [0xe0, 0];
 
-/// What a device that has said nothing for two seconds is sent in the first minute of the gateway (`src/session/restart.rs`).
+/// What a device that has said nothing for two seconds is sent in the first minute of the gateway (`src/session/restart_recovery.rs`).
 pub const LEAVE_UNKNOWN_CALL: &str = r#"{"type":"tts","state":"stop"}"#;
 
 /// A packet: its first byte, and the bytes after the remaining length.

@@ -8,7 +8,7 @@ use crate::net::backend::websocket_context_pool::ContextPool;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::relay::AudioRelay;
+use crate::net::gateway::worker_relay::AudioRelay;
 use crate::net::media::socket::{self, BATCH};
 use crate::net::metrics::Metrics;
 use crate::net::sessions::session::{AudioPeer, Session};

@@ -15,7 +15,7 @@ use mio::Waker;
 use crate::config::{Config, Source};
 use crate::net::error::BindError;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::relay::Way;
+use crate::net::gateway::worker_relay::Way;
 use crate::session::RelayBatch;
 
 /// What other threads send to the loop.

@@ -26,8 +26,7 @@ pub(crate) mod login;
 pub(crate) mod memory_trim;
 pub(crate) mod notify_requests;
 pub(crate) mod ota_requests;
-pub(crate) mod relay;
-pub(crate) mod restart;
+pub(crate) mod restart_recovery;
 #[cfg(target_os = "linux")]
 pub(crate) mod returning_devices;
 pub(crate) mod run;
@@ -39,6 +38,7 @@ pub(crate) mod take_over;
 mod tests;
 #[cfg_attr(not(target_os = "linux"), path = "upgrades_unsupported.rs")]
 pub(crate) mod upgrades;
+pub(crate) mod worker_relay;
 pub(crate) mod workers;
 
 use std::net::SocketAddr;
@@ -69,10 +69,10 @@ use crate::net::gateway::events::CertificatesTold;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::gateway::lifecycle::Lifecycle;
 use crate::net::gateway::memory_trim::MemoryTrim;
-use crate::net::gateway::relay::Relay;
 use crate::net::gateway::sd_notify::SdNotify;
 use crate::net::gateway::sockets::{OpenSockets, WorkerSockets};
 use crate::net::gateway::upgrades::Upgrades;
+use crate::net::gateway::worker_relay::Relay;
 use crate::net::gateway::workers::Workers;
 use crate::net::history::History;
 use crate::net::log_limiter::LogLimiter;

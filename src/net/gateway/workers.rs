@@ -25,8 +25,8 @@ use crate::net::event_loop::tcp::{self, LINGER};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
-use crate::net::gateway::relay::Relay;
 use crate::net::gateway::sockets::WorkerSockets;
+use crate::net::gateway::worker_relay::Relay;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::proto::identity::{ClientId, Mac};
 

@@ -11,7 +11,7 @@ use crate::cluster::{ClusterState, GatewayId, Kind};
 use crate::net::event_loop::io::Io;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::cluster::ClusterPart;
-use crate::net::gateway::relay::Way;
+use crate::net::gateway::worker_relay::Way;
 use crate::proto::identity::Mac;
 use crate::session::{DropReason, Place, RelayBody, RelayId, RelayMessage, decode_audio, encode_audio};
 

@@ -4,8 +4,8 @@ mod admission;
 mod broadcast;
 mod memory;
 mod partial_packets;
-mod relay;
 mod run;
+mod worker_relay;
 
 use std::cell::Cell;
 use std::io::{Read, Write};
