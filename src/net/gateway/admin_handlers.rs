@@ -118,7 +118,7 @@ impl Gateway {
     /// The present device with this client id or MAC.
     pub(super) fn find_device(&self, name: &str) -> Option<SessionId> {
         let found = self.sessions.by_name(name)?;
-        self.sessions.get(found).is_some_and(|session| session.core.is_present()).then_some(found)
+        self.sessions.core(found).is_some_and(|core| core.is_present()).then_some(found)
     }
 
     /// Whether it closes the connection of a device, which the gateway with the connection does.
@@ -342,7 +342,7 @@ impl Gateway {
     fn handle_end_session(&mut self, client_id: &str, query: &str) -> Result<Response, Response> {
         let disconnect = query_flag(query, "disconnect").map_err(bad_parameter)?;
         let device = self.find_device(client_id).ok_or_else(not_connected)?;
-        let hung_up = self.sessions.get(device).is_some_and(|session| session.core.has_call());
+        let hung_up = self.sessions.core(device).is_some_and(|core| core.has_call());
         if !hung_up && !disconnect {
             let why = "The device is in no call; ?disconnect=true ends its connection.";
             return Err(Response::error(409, "no_call", why));
@@ -382,7 +382,7 @@ impl Gateway {
         // The gateway that a device is connected to disconnects it.
         chosen.retain(|id| !self.cluster.remote_devices.is_attached(*id));
         chosen.retain(|id| {
-            self.sessions.get(*id).is_some_and(|Session { core, .. }| {
+            self.sessions.core(*id).is_some_and(|core| {
                 core.is_present() && (!only_previous_key || core.login_key(current_key) == LoginKey::Previous)
             })
         });

@@ -92,7 +92,7 @@ impl Gateway {
 
     fn on_backend_closed(&mut self, id: SessionId, closed: BackendClosed) {
         // Closing answers the server's Close frame, and lingers until the server has closed the connection.
-        let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_finished());
+        let lingers = self.sessions.core(id).is_some_and(|core| core.is_finished());
         match &closed {
             BackendClosed::CloseFrame(..) if lingers => return self.io.run_queue.push(Task::Backend(id)),
             BackendClosed::CloseFrame(..) => self.connector.close(id, 1000, &mut self.sessions, &mut self.io),

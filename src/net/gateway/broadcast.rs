@@ -14,7 +14,6 @@ use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::admin_handlers::{bad_json, bad_parameter, bad_type, check_message_type};
-use crate::net::sessions::session::Session;
 use crate::proto::identity::ClientId;
 use crate::session::Delivery;
 
@@ -85,7 +84,7 @@ impl Gateway {
 
     fn is_present(&self, id: SessionId) -> bool {
         let is_elsewhere = self.cluster.remote_calls.contains(id);
-        !is_elsewhere && self.sessions.get(id).is_some_and(|Session { core, .. }| core.is_present())
+        !is_elsewhere && self.sessions.core(id).is_some_and(|core| core.is_present())
     }
 
     /// Sends the next devices their message.

@@ -99,7 +99,7 @@ impl Gateway {
         match event {
             // Of a device that was heard before, nothing can be said about firewalls.
             LogEvent::NoUdpAudio { advertised: Some(_), .. } => {
-                let ip = self.sessions.get(id).map(|session| session.core.ip());
+                let ip = self.sessions.core(id).map(|core| core.ip());
                 let drops = ip.map(|ip| self.audio.drops.of(ip)).unwrap_or_default();
                 log_about!(level, self.sessions.log_subject(id), "{event}; {}", drops.describe());
             }

@@ -106,7 +106,7 @@ impl Gateway {
             let what = if deny { "is denied until the gateway restarts" } else { "may connect again" };
             info!("an operator: {mac} {what}");
         }
-        let is_present = |id: &SessionId| self.sessions.get(*id).is_some_and(|s| s.core.is_present());
+        let is_present = |id: &SessionId| self.sessions.core(*id).is_some_and(|core| core.is_present());
         let present: Vec<_> = self.sessions.by_mac(mac).filter(is_present).collect();
         let disconnected = if deny { present.len() } else { 0 };
         if deny {

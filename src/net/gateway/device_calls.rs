@@ -81,8 +81,9 @@ impl LocalDevices for Sessions {
 /// call, else the latest.
 fn session_of(sessions: &Sessions, mac: Mac) -> Option<SessionId> {
     sessions.by_mac(mac).max_by_key(|id| {
-        let core = sessions.get(*id).map(|session| &session.core);
-        core.map(|core| (core.is_proven(), core.is_in_device_call(), core.presence(), core.online_since()))
+        sessions
+            .core(*id)
+            .map(|core| (core.is_proven(), core.is_in_device_call(), core.presence(), core.online_since()))
     })
 }
 
@@ -184,8 +185,7 @@ impl Gateway {
     /// which from now on is up to this one.
     pub(super) fn end_unproven_device_calls(&mut self, mac: Mac) {
         let is_impostor = |id: &SessionId| {
-            let core = self.sessions.get(*id).map(|session| &session.core);
-            core.is_some_and(|core| !core.is_proven() && core.is_in_device_call())
+            self.sessions.core(*id).is_some_and(|core| !core.is_proven() && core.is_in_device_call())
         };
         let impostors: Vec<_> = self.sessions.by_mac(mac).filter(is_impostor).collect();
         for id in impostors {

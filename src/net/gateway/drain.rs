@@ -98,7 +98,7 @@ impl Gateway {
     /// Lets devices without a call go over some seconds.
     fn drain_sessions(&mut self, is_included: impl Fn(&Core) -> bool) {
         let mut ids = self.sessions.ids();
-        ids.retain(|id| self.sessions.get(*id).is_some_and(|session| is_included(&session.core)));
+        ids.retain(|id| self.sessions.core(*id).is_some_and(&is_included));
         let count = ids.len().max(1) as u32;
         for (n, id) in ids.into_iter().enumerate() {
             let leave_at = self.io.now + DRAIN_SPREAD * n as u32 / count;

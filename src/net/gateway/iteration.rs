@@ -280,7 +280,7 @@ impl Gateway {
             if session.mqtt.as_ref().is_some_and(|connection| connection.closing) {
                 self.sessions.drop_mqtt(id, &mut self.io);
             }
-            if self.sessions.get(id).is_some_and(|session| session.core.is_finished()) {
+            if self.sessions.core(id).is_some_and(|core| core.is_finished()) {
                 self.connector.drop_connection(id, &mut self.sessions, &mut self.io);
             }
         }

@@ -10,7 +10,6 @@ use crate::admin::recent_errors::RecentErrorKind;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::mqtt::auth_throttle;
-use crate::net::sessions::session::Session;
 use crate::proto::identity::Mac;
 use crate::proto::mqtt::{ConnectReturnCode, encode};
 use crate::session::{Admission, Core};
@@ -39,7 +38,7 @@ impl Gateway {
         }
         self.mqtt.forget(id);
         self.io.metrics.admitted += 1;
-        let is_proven = self.sessions.get(id)?.core.is_proven();
+        let is_proven = self.sessions.core(id)?.is_proven();
         if is_proven {
             self.end_unproven_device_calls(mac);
         }
@@ -48,7 +47,7 @@ impl Gateway {
         }
         if let Some(older) = older
             && !self.io.config.mqtt.resume_grace.is_zero()
-            && let Some(Session { core, .. }) = self.sessions.get(older)
+            && let Some(core) = self.sessions.core(older)
             && core.has_call()
             // A call from before there was a key may be a stranger's.
             && (core.is_proven() || !is_proven)
@@ -100,17 +99,18 @@ impl Gateway {
         if !self.workers.allow(now, (1, 0), |devices, _| devices <= limits.max_connections) {
             return Err(Admission::ConnectionLimit);
         }
-        let core = |id: SessionId| self.sessions.get(id).map(|session| &session.core);
         let per_ip = limits.max_connections_per_ip;
-        if per_ip > 0 && core(id).is_some_and(|core| self.mqtt.by_address.of(core.ip()) > per_ip) {
+        if per_ip > 0
+            && self.sessions.core(id).is_some_and(|core| self.mqtt.by_address.of(core.ip()) > per_ip)
+        {
             return Err(Admission::PerIpLimit);
         }
         if self.sessions.by_mac(mac).count() < CLIENT_IDS_PER_MAC {
             return Ok(None);
         }
-        let is_proven = |id| core(id).is_some_and(|core| core.is_proven());
+        let is_proven = |id| self.sessions.core(id).is_some_and(|core| core.is_proven());
         let unproven = self.sessions.by_mac(mac).filter(|other| is_proven(id) && !is_proven(*other));
-        let oldest = unproven.min_by_key(|other| core(*other).and_then(Core::online_since));
+        let oldest = unproven.min_by_key(|other| self.sessions.core(*other).and_then(Core::online_since));
         self.io.metrics.over_mac_limit += 1;
         oldest.map(Some).ok_or(Admission::MacLimit)
     }
@@ -120,7 +120,7 @@ impl Gateway {
     pub(super) fn refuse_connect(&mut self, id: SessionId, code: ConnectReturnCode) {
         let now = self.io.now;
         self.io.metrics.refused(code);
-        let ip = self.sessions.get(id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |session| session.core.ip());
+        let ip = self.sessions.core(id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Core::ip);
         let delay = match code {
             ConnectReturnCode::BadCredentials | ConnectReturnCode::NotAuthorised => {
                 self.mqtt.refusals().throttle.failed(ip, now)

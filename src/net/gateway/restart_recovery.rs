@@ -15,7 +15,7 @@ use crate::session::{Core, RestartRecovery};
 
 /// The device's sessions without a call.
 fn idle_sessions(sessions: &Sessions, mac: Mac) -> impl Iterator<Item = (SessionId, &Core)> {
-    let core = |id| Some((id, &sessions.get(id)?.core));
+    let core = |id| Some((id, sessions.core(id)?));
     sessions.by_mac(mac).filter_map(core).filter(|(_, core)| core.is_idle())
 }
 
@@ -28,8 +28,7 @@ impl Gateway {
     /// The device has logged in.
     pub(super) fn judge_silence_later(&mut self, id: SessionId) {
         let Some(restart) = &mut self.restart else { return };
-        let core = self.sessions.get(id).map(|session| &session.core);
-        let Some(core) = core.filter(|core| !core.has_call()) else { return };
+        let Some(core) = self.sessions.core(id).filter(|core| !core.has_call()) else { return };
         let Some(mac) = core.client_id().map(|client_id| client_id.mac()) else { return };
         if let Some(at) = restart.on_connected(core.ip(), mac, self.io.now) {
             self.io.timers.arm(at, TimerKind::Restart);

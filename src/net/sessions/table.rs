@@ -81,6 +81,11 @@ impl Sessions {
         self.slab.get(id.slot as usize).filter(|session| session.epoch == id.epoch)
     }
 
+    /// The core of the session with this id, if it still exists.
+    pub(crate) fn core(&self, id: SessionId) -> Option<&Core> {
+        self.get(id).map(|session| &session.core)
+    }
+
     /// The connection to the chat server, if there is one.
     pub(crate) fn backend(&mut self, id: SessionId) -> Option<&mut BackendConnection> {
         self.live(id)?.backend.as_deref_mut()
@@ -162,7 +167,7 @@ impl Sessions {
     }
 
     pub(crate) fn client_id(&self, id: SessionId) -> Option<&ClientId> {
-        self.get(id)?.core.client_id()
+        self.core(id)?.client_id()
     }
 
     /// Who all log lines about this session are about.

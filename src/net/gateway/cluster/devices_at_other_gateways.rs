@@ -203,7 +203,7 @@ impl Gateway {
     fn waits_for_device(&self, id: SessionId, gateway: GatewayId) -> bool {
         let was_there =
             self.cluster.remote_devices.devices.get(&id).is_some_and(|device| device.gateway == gateway);
-        was_there || self.sessions.get(id).is_some_and(|session| session.core.awaits_reconnect())
+        was_there || self.sessions.core(id).is_some_and(|core| core.awaits_reconnect())
     }
 
     fn attach_remote_device(&mut self, id: SessionId, ip: IpAddr, port: u16) {
@@ -260,7 +260,7 @@ impl Gateway {
 
     /// Calls that were offered and are over, and those of which nobody asks any more.
     fn forget_old_remote_devices(&mut self) {
-        let has_call = |id| self.sessions.get(id).is_some_and(|session| session.core.has_call());
+        let has_call = |id| self.sessions.core(id).is_some_and(|core| core.has_call());
         let now = self.io.now;
         let is_old = |id: SessionId, device: &RemoteDevice| match device.state {
             Attachment::Offered => !has_call(id),
@@ -296,7 +296,7 @@ impl Gateway {
             let packets = device.message(ConnectionBody::Packets { offset, bytes });
             self.send_connection_message(gateway, packets);
         }
-        let core = self.sessions.get(id).map(|session| &session.core);
+        let core = self.sessions.core(id);
         if core.is_some_and(Core::has_call_or_notice) && !is_closing {
             return;
         }
