@@ -5,6 +5,7 @@ pub(crate) mod connection;
 pub(crate) mod connector;
 pub(crate) mod dial;
 pub(crate) mod dial_slots;
+pub(crate) mod dialed_stream;
 pub(crate) mod frame_reader;
 pub(crate) mod health_poll;
 pub(crate) mod http_client;

@@ -16,9 +16,10 @@ use crate::cluster::{
 };
 use crate::config::Config;
 use crate::net::backend::dial::DialContext;
+use crate::net::backend::dialed_stream::StreamProgress;
 use crate::net::backend::resolver::Resolver;
 use crate::net::backend::tls::TlsClient;
-use crate::net::cluster::socket::{Progress, Socket};
+use crate::net::cluster::socket::Socket;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{self, REDIS};
@@ -241,12 +242,12 @@ impl Client {
         let socket = &mut sockets[connection as usize];
         let mut cx = DialContext { registry: &io.registry, token, now: io.now, tls };
         match socket.dial(&redis.target, &mut cx) {
-            Ok(Progress::Connected) => {
+            Ok(StreamProgress::Connected) => {
                 debug!("redis: connected to {redis}");
                 cluster.on_connected(connection, io.now);
             }
-            Ok(Progress::Open) => {}
-            Ok(Progress::Waiting) => return,
+            Ok(StreamProgress::Open) => {}
+            Ok(StreamProgress::Waiting) => return,
             Err(reason) => {
                 *socket = Socket::default();
                 return cluster.on_lost(connection, &reason, io.now);

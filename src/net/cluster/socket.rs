@@ -7,9 +7,9 @@ use mio::net::TcpStream;
 use socket2::SockRef;
 
 use crate::config::ChatServerConfig;
-use crate::net::backend::dial::{Dial, DialContext, DialProgress};
+use crate::net::backend::dial::DialContext;
+use crate::net::backend::dialed_stream::{DialedStream, StreamProgress};
 use crate::net::backend::resolver::Answer;
-use crate::net::event_loop::stream::Stream;
 use crate::net::event_loop::tcp;
 use crate::net::event_loop::write_buffer::WriteBuffer;
 
@@ -20,46 +20,28 @@ const USER_TIMEOUT: Duration = Duration::from_secs(5);
 /// No connection, one that is being made, or one that is open.
 #[derive(Default)]
 pub(super) struct Socket {
-    stage: Stage,
+    connection: DialedStream,
+    /// The lookup that it waits for.
+    lookup_id: u64,
     unwritten: WriteBuffer,
-}
-
-#[derive(Default)]
-enum Stage {
-    #[default]
-    Closed,
-    /// Waits for the lookup with this id.
-    Resolving(u64),
-    Resolved(Answer),
-    Dialing(Dial),
-    Open(Stream<TcpStream>),
-}
-
-/// How far the connection has come.
-pub(super) enum Progress {
-    /// Continue at the next event or time.
-    Waiting,
-    /// Just now.
-    Connected,
-    Open,
 }
 
 impl Socket {
     pub(super) fn resolving(lookup_id: u64) -> Self {
-        Self { stage: Stage::Resolving(lookup_id), unwritten: WriteBuffer::default() }
+        Self { connection: DialedStream::Resolving, lookup_id, unwritten: WriteBuffer::default() }
     }
 
     /// Whether this is the answer that it waits for.
     pub(super) fn resolved(&mut self, lookup_id: u64, answer: &Answer) -> bool {
-        let waits = matches!(self.stage, Stage::Resolving(id) if id == lookup_id);
+        let waits = matches!(self.connection, DialedStream::Resolving) && self.lookup_id == lookup_id;
         if waits {
-            self.stage = Stage::Resolved(answer.clone());
+            self.connection = DialedStream::Resolved(answer.clone());
         }
         waits
     }
 
     pub(super) fn is_dialing(&self) -> bool {
-        matches!(self.stage, Stage::Dialing(_))
+        matches!(self.connection, DialedStream::Dialing(_))
     }
 
     /// Whether it has bytes that were not written.
@@ -69,10 +51,7 @@ impl Socket {
 
     /// When to try the next address although the socket has no event.
     pub(super) fn next_step_at(&self) -> Option<Instant> {
-        match &self.stage {
-            Stage::Dialing(dial) => dial.next_step_at(),
-            Stage::Closed | Stage::Resolving(_) | Stage::Resolved(_) | Stage::Open(_) => None,
-        }
+        self.connection.next_step_at()
     }
 
     /// Continues to connect.
@@ -83,34 +62,12 @@ impl Socket {
         &mut self,
         server: &ChatServerConfig,
         cx: &mut DialContext<'_>,
-    ) -> Result<Progress, String> {
-        let dial = match std::mem::take(&mut self.stage) {
-            Stage::Resolved(answer) => {
-                self.stage =
-                    Stage::Dialing(Dial::start(answer?.into(), cx).map_err(|failure| failure.message)?);
-                return Ok(Progress::Waiting);
-            }
-            Stage::Dialing(dial) => dial,
-            Stage::Open(stream) => {
-                self.stage = Stage::Open(stream);
-                return Ok(Progress::Open);
-            }
-            other @ (Stage::Closed | Stage::Resolving(_)) => {
-                self.stage = other;
-                return Ok(Progress::Waiting);
-            }
-        };
-        match dial.advance(server, cx).map_err(|failure| failure.message)? {
-            DialProgress::Blocked(dial) => {
-                self.stage = Stage::Dialing(dial);
-                Ok(Progress::Waiting)
-            }
-            DialProgress::Connected(stream) => {
-                set_options(stream.socket());
-                self.stage = Stage::Open(stream);
-                Ok(Progress::Connected)
-            }
+    ) -> Result<StreamProgress, String> {
+        let progress = self.connection.advance(server, cx)?;
+        if let (StreamProgress::Connected, DialedStream::Open(stream)) = (&progress, &self.connection) {
+            set_options(stream.socket());
         }
+        Ok(progress)
     }
 
     /// Reads once; 0 at the end, `None` when there is nothing to read now.
@@ -118,7 +75,7 @@ impl Socket {
     /// # Errors
     /// Those of the socket.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        let Stage::Open(stream) = &mut self.stage else { return Ok(None) };
+        let DialedStream::Open(stream) = &mut self.connection else { return Ok(None) };
         loop {
             match stream.read(buffer) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
@@ -133,7 +90,7 @@ impl Socket {
     /// # Errors
     /// Those of the socket.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Stage::Open(stream) = &mut self.stage else { return Ok(0) };
+        let DialedStream::Open(stream) = &mut self.connection else { return Ok(0) };
         if !bytes.is_empty() {
             // The cluster limits what waits.
             let _ = self.unwritten.append(|unwritten| unwritten.extend_from_slice(bytes));

@@ -1,22 +1,20 @@
 //! One request to another OTA server, whose answer a device waits for.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Waker;
-use mio::net::TcpStream;
 
 use crate::admin::client_response::ResponseReader;
 use crate::admin::http::Method;
 use crate::config::{ChatServerConfig, HttpUrl};
-use crate::net::backend::dial::{Dial, DialContext, DialProgress};
+use crate::net::backend::dial::DialContext;
+use crate::net::backend::dialed_stream::{DialedStream, StreamProgress};
 use crate::net::backend::resolver::{Answer, Resolver};
 use crate::net::backend::tls_clients::TlsClients;
 use crate::net::backend::upgrade::USER_AGENT;
-use crate::net::event_loop::stream::Stream;
 use crate::net::event_loop::token::OtaId;
 use crate::net::ota::message::OtaRequest;
 use crate::proto::ota::{MqttSection, VIA};
@@ -61,21 +59,11 @@ pub(crate) struct Upstream {
     pub(super) asked: Asked,
     request: Vec<u8>,
     sent: usize,
-    stage: Stage,
+    connection: DialedStream,
     response: ResponseReader,
     pub(super) deadline: Instant,
     /// Identifies the lookup of the server's name.
     pub(super) lookup_id: u64,
-}
-
-enum Stage {
-    Resolving,
-    /// Addresses to connect to.
-    Resolved(VecDeque<SocketAddr>),
-    Dialing(Dial),
-    Open(Stream<TcpStream>),
-    /// Why, in words.
-    Failed(String),
 }
 
 impl Upstream {
@@ -85,7 +73,7 @@ impl Upstream {
             server,
             asked,
             sent: 0,
-            stage: Stage::Resolving,
+            connection: DialedStream::Resolving,
             response: ResponseReader::default(),
             deadline: now + UPSTREAM_TIMEOUT,
             lookup_id: 0,
@@ -98,26 +86,22 @@ impl Upstream {
 
     /// When to continue although no socket has an event: to try the next address, or to give up.
     pub(super) fn next_step_at(&self) -> Instant {
-        let next = match &self.stage {
-            Stage::Dialing(dial) => dial.next_step_at(),
-            Stage::Resolving | Stage::Resolved(_) | Stage::Open(_) | Stage::Failed(_) => None,
-        };
-        next.map_or(self.deadline, |next| next.min(self.deadline))
+        self.connection.next_step_at().map_or(self.deadline, |next| next.min(self.deadline))
     }
 
     /// Whether an event matters: a writable one only while something is to be written.
     pub(super) fn is_ready(&self, readable: bool) -> bool {
         readable
-            || match &self.stage {
-                Stage::Dialing(dial) => dial.waits_to_write(),
-                Stage::Open(_) => self.sent < self.request.len(),
-                Stage::Resolving | Stage::Resolved(_) | Stage::Failed(_) => false,
+            || match &self.connection {
+                DialedStream::Dialing(dial) => dial.waits_to_write(),
+                DialedStream::Open(_) => self.sent < self.request.len(),
+                _ => false,
             }
     }
 
     /// The name was resolved, or not. [`Upstream::advance`] goes on from there.
     pub(super) fn resolved(&mut self, answer: Answer) {
-        self.stage = answer.map_or_else(Stage::Failed, |all| Stage::Resolved(all.into()));
+        self.connection = DialedStream::Resolved(answer);
     }
 
     /// Continues as far as the socket allows. Gives status and body of a complete response.
@@ -132,42 +116,15 @@ impl Upstream {
         if cx.now >= self.deadline {
             return Err(format!("no answer in {} s", UPSTREAM_TIMEOUT.as_secs()));
         }
-        loop {
-            match std::mem::replace(&mut self.stage, Stage::Failed(String::new())) {
-                Stage::Resolving => {
-                    self.stage = Stage::Resolving;
-                    return Ok(None);
-                }
-                Stage::Resolved(addresses) => {
-                    let dial = Dial::start(addresses, cx).map_err(|failure| failure.message)?;
-                    self.stage = Stage::Dialing(dial);
-                    return Ok(None);
-                }
-                Stage::Dialing(dial) => {
-                    match dial.advance(&self.server.target, cx).map_err(|failure| failure.message)? {
-                        DialProgress::Connected(stream) => self.stage = Stage::Open(stream),
-                        DialProgress::Blocked(dial) => {
-                            self.stage = Stage::Dialing(dial);
-                            return Ok(None);
-                        }
-                    }
-                }
-                Stage::Open(mut stream) => {
-                    let done = self.exchange(&mut stream, scratch)?;
-                    self.stage = Stage::Open(stream);
-                    return Ok(done);
-                }
-                Stage::Failed(why) => return Err(why),
-            }
+        match self.connection.advance(&self.server.target, cx)? {
+            StreamProgress::Waiting => Ok(None),
+            StreamProgress::Connected | StreamProgress::Open => self.exchange(scratch),
         }
     }
 
     /// Sends the request, and reads the response, which is bounded, and so is the time that this takes.
-    fn exchange(
-        &mut self,
-        stream: &mut Stream<TcpStream>,
-        scratch: &mut [u8],
-    ) -> Result<Option<(u16, Vec<u8>)>, String> {
+    fn exchange(&mut self, scratch: &mut [u8]) -> Result<Option<(u16, Vec<u8>)>, String> {
+        let DialedStream::Open(stream) = &mut self.connection else { return Ok(None) };
         while self.sent < self.request.len() {
             match stream.write(&self.request[self.sent..]) {
                 Ok(0) => return Err("the connection accepts no more data".to_owned()),
