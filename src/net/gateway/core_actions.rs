@@ -106,7 +106,7 @@ impl Gateway {
 
     /// Queues output for the device, which is written at the end of the iteration. A device that does not read loses its connection.
     pub(super) fn write_mqtt(&mut self, id: SessionId, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(mqtt) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
+        let Some(mqtt) = self.sessions.mqtt(id) else { return };
         if mqtt.closing {
             return;
         }

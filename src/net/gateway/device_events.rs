@@ -132,7 +132,7 @@ impl Gateway {
 
     /// The device has closed its side, or the connection is broken. All that it sent before has been served.
     pub(super) fn on_device_eof(&mut self, id: SessionId) {
-        if let Some(connection) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) {
+        if let Some(connection) = self.sessions.mqtt(id) {
             connection.read_closed = true;
         }
         self.drive(id, Core::on_connection_lost);
@@ -185,7 +185,7 @@ impl Gateway {
                 }
             }
         }
-        if let Some(connection) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) {
+        if let Some(connection) = self.sessions.mqtt(id) {
             // A packet that is still incomplete is not copied again: that would be quadratic in its length.
             let is_partial = rest.len() == partial.len();
             connection.keep_partial(if is_partial { partial } else { rest.to_vec() });

@@ -133,7 +133,7 @@ impl Gateway {
         self.io.metrics.refusals_delayed += u64::from(delay.is_some_and(|delay| !delay.is_zero()));
         self.io.metrics.refusals_unanswered += u64::from(delay.is_none());
         let delay = delay.unwrap_or(auth_throttle::DELAY_MAX);
-        if let Some(connection) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut())
+        if let Some(connection) = self.sessions.mqtt(id)
             && !delay.is_zero()
         {
             connection.hold(now + delay);

@@ -86,6 +86,11 @@ impl Sessions {
         self.get(id).map(|session| &session.core)
     }
 
+    /// The device's connection, if there is one.
+    pub(crate) fn mqtt(&mut self, id: SessionId) -> Option<&mut MqttConnection> {
+        self.live(id)?.mqtt.as_mut()
+    }
+
     /// The connection to the chat server, if there is one.
     pub(crate) fn backend(&mut self, id: SessionId) -> Option<&mut BackendConnection> {
         self.live(id)?.backend.as_deref_mut()

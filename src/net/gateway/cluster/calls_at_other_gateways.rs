@@ -108,8 +108,7 @@ impl Gateway {
         let Some(Held { mut returned, .. }) = self.cluster.remote_calls.held.remove(&id) else {
             return;
         };
-        let connection = self.sessions.live(id).and_then(|session| session.mqtt.as_mut());
-        if let Some(connection) = connection {
+        if let Some(connection) = self.sessions.mqtt(id) {
             returned.append(&mut connection.take_partial(&[]));
         }
         self.on_device_bytes(id, &[], returned);

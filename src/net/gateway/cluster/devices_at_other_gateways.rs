@@ -278,9 +278,7 @@ impl Gateway {
             return;
         };
         let mut is_closing = true;
-        loop {
-            let mqtt = self.sessions.live(id).and_then(|session| session.mqtt.as_mut());
-            let Some(mqtt) = mqtt else { break };
+        while let Some(mqtt) = self.sessions.mqtt(id) {
             if mqtt.flush(id, &mut self.io) {
                 self.sessions.drop_mqtt(id, &mut self.io);
                 break;
