@@ -3,15 +3,13 @@
 use std::net::SocketAddr;
 use std::{fmt, io};
 
-use crate::net::mqtt::certificate::CertificateError;
-
 /// Why a gateway cannot start: one line for the operator.
 #[derive(Debug)]
 pub enum BindError {
     /// A port cannot be listened on: its purpose, its address, and the system's error.
     Port(&'static str, SocketAddr, io::Error),
     /// A certificate cannot be used: the section of the configuration that names it, and why.
-    Certificate(&'static str, CertificateError),
+    Certificate(&'static str, String),
     /// The system refused something else: what was tried, and its error.
     Setup(&'static str, io::Error),
 }

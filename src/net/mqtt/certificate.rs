@@ -3,8 +3,10 @@
 //! With OpenSSL, this code checks the dates, the key and the chain. On other platforms the TLS library reports what is wrong
 //! when it loads the files.
 
-use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
+#[cfg(feature = "tls")]
+use std::fmt::Display;
+use std::fs;
+use std::path::Path;
 
 use mio::net::TcpStream;
 
@@ -27,84 +29,20 @@ pub struct Certificate {
     pub info: Option<CertificateInfo>,
 }
 
-/// Why a certificate cannot be used. Displayed as one line that begins with a key of the section that names the files.
-#[derive(Debug)]
-pub enum CertificateError {
-    /// The program was built without the `tls` feature.
-    Absent,
-    /// A file cannot be read: its key in the section, its path, the system's error.
-    Unreadable(&'static str, PathBuf, io::Error),
-    /// The certificate file contains no PEM certificate, or a malformed one.
-    NoCertificate(PathBuf, String),
-    /// The key file contains no PEM private key, or a malformed one.
-    NoKey(PathBuf, String),
-    /// The key is encrypted, and nobody can enter its password.
-    Encrypted(PathBuf),
-    /// The key is in a format that this system's TLS library does not support.
-    OldForm(PathBuf),
-    /// The key does not belong to the certificate: the key's file, the certificate's.
-    Mismatch(PathBuf, PathBuf),
-    /// The TLS library does not accept them.
-    Refused(PathBuf, String),
-}
-
-impl fmt::Display for CertificateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let convert = |f: &mut fmt::Formatter<'_>, path: &Path| {
-            let key = path.display();
-            write!(f, "; convert it with: openssl pkcs8 -topk8 -nocrypt -in {key} -out {key}.pk8")
-        };
-        match self {
-            Self::Absent => f.write_str("cert_file: this program was built without TLS (cargo feature tls)"),
-            Self::Unreadable(key, path, error) => {
-                write!(f, "{key}: {} cannot be read: {error}", path.display())
-            }
-            Self::NoCertificate(path, why) => {
-                write!(f, "cert_file: {} is not a list of PEM certificates: {why}", path.display())
-            }
-            Self::NoKey(path, why) => {
-                write!(f, "key_file: {} contains no PEM private key: {why}", path.display())
-            }
-            Self::Encrypted(path) => {
-                write!(f, "key_file: the key in {} is encrypted", path.display())?;
-                convert(f, path)
-            }
-            Self::OldForm(path) => {
-                write!(f, "key_file: the key in {} is not in PKCS#8 form", path.display())?;
-                convert(f, path)
-            }
-            Self::Mismatch(key, certificate) => write!(
-                f,
-                "key_file: the key in {} does not match the first certificate in {}",
-                key.display(),
-                certificate.display()
-            ),
-            Self::Refused(path, why) => {
-                write!(f, "cert_file: the certificate in {} cannot be used: {why}", path.display())
-            }
-        }
-    }
-}
-
-impl std::error::Error for CertificateError {}
-
 impl Certificate {
     /// Reads and checks both files. A certificate for `devices`, which are told this address, is judged as an ESP32 does. Blocks.
     ///
     /// # Errors
-    /// Whatever rules out every TLS connection. An expired certificate is not an error, but a warning.
-    pub fn load(
-        cert_file: &Path,
-        key_file: &Path,
-        devices: Option<&PublicIp>,
-    ) -> Result<Self, CertificateError> {
+    /// Whatever rules out every TLS connection, as one line that begins with a key of the section that names the files. An expired
+    /// certificate is not an error, but a warning.
+    pub fn load(cert_file: &Path, key_file: &Path, devices: Option<&PublicIp>) -> Result<Self, String> {
         let read = |key, path: &Path| {
-            fs::read(path).map_err(|error| CertificateError::Unreadable(key, path.to_owned(), error))
+            fs::read(path).map_err(|error| format!("{key}: {} cannot be read: {error}", path.display()))
         };
         let certificates = read("cert_file", cert_file)?;
         let key = read("key_file", key_file)?;
         if contains(&key, "ENCRYPTED") {
-            return Err(CertificateError::Encrypted(key_file.to_owned()));
+            return Err(convert_key(key_file, "is encrypted"));
         }
         build(&certificates, &key, cert_file, key_file, devices)
     }
@@ -133,19 +71,22 @@ impl Certificate {
 #[cfg(feature = "tls")]
 const NONE_FOUND: &str = "there is none in it";
 
+/// What is wrong with a key that has to be converted: nobody can enter its password, or the system's TLS library does not support its
+/// format.
+fn convert_key(key_file: &Path, problem: &str) -> String {
+    let key = key_file.display();
+    format!(
+        "key_file: the key in {key} {problem}; convert it with: openssl pkcs8 -topk8 -nocrypt -in {key} -out {key}.pk8"
+    )
+}
+
 fn contains(pem: &[u8], word: &str) -> bool {
     pem.windows(word.len()).any(|part| part == word.as_bytes())
 }
 
 #[cfg(not(feature = "tls"))]
-fn build(
-    _: &[u8],
-    _: &[u8],
-    _: &Path,
-    _: &Path,
-    _: Option<&PublicIp>,
-) -> Result<Certificate, CertificateError> {
-    Err(CertificateError::Absent)
+fn build(_: &[u8], _: &[u8], _: &Path, _: &Path, _: Option<&PublicIp>) -> Result<Certificate, String> {
+    Err("cert_file: this program was built without TLS (cargo feature tls)".to_owned())
 }
 
 /// Leaves the checks to the platform's TLS library.
@@ -156,11 +97,11 @@ fn build(
     cert_file: &Path,
     key_file: &Path,
     _: Option<&PublicIp>,
-) -> Result<Certificate, CertificateError> {
+) -> Result<Certificate, String> {
     if !contains(key, "-----BEGIN PRIVATE KEY-----") {
         return Err(match contains(key, "PRIVATE KEY-----") {
-            true => CertificateError::OldForm(key_file.to_owned()),
-            false => CertificateError::NoKey(key_file.to_owned(), NONE_FOUND.to_owned()),
+            true => convert_key(key_file, "is not in PKCS#8 form"),
+            false => no_key(key_file, NONE_FOUND),
         });
     }
     let acceptor = acceptor(pem, key, cert_file)?;
@@ -168,11 +109,21 @@ fn build(
 }
 
 #[cfg(feature = "tls")]
-fn acceptor(pem: &[u8], pkcs8: &[u8], cert_file: &Path) -> Result<Acceptor, CertificateError> {
+fn acceptor(pem: &[u8], pkcs8: &[u8], cert_file: &Path) -> Result<Acceptor, String> {
     let identity = native_tls::Identity::from_pkcs8(pem, pkcs8);
-    identity
-        .and_then(native_tls::TlsAcceptor::new)
-        .map_err(|error| CertificateError::Refused(cert_file.to_owned(), error.to_string()))
+    identity.and_then(native_tls::TlsAcceptor::new).map_err(|error| refused(cert_file, error))
+}
+
+/// The TLS library does not accept the certificate.
+#[cfg(feature = "tls")]
+fn refused(cert_file: &Path, why: impl Display) -> String {
+    format!("cert_file: the certificate in {} cannot be used: {why}", cert_file.display())
+}
+
+/// The key file contains no PEM private key, or a malformed one.
+#[cfg(feature = "tls")]
+fn no_key(key_file: &Path, why: impl Display) -> String {
+    format!("key_file: {} contains no PEM private key: {why}", key_file.display())
 }
 
 #[cfg(all(feature = "tls", not(any(windows, target_vendor = "apple"))))]
@@ -181,13 +132,14 @@ use openssl_details::build;
 /// Checks by OpenSSL.
 #[cfg(all(feature = "tls", not(any(windows, target_vendor = "apple"))))]
 mod openssl_details {
+    use std::fmt::Display;
     use std::path::Path;
 
     use openssl::error::ErrorStack;
     use openssl::pkey::PKey;
     use openssl::x509::X509;
 
-    use super::{Certificate, CertificateError, NONE_FOUND, acceptor, contains};
+    use super::{Certificate, NONE_FOUND, acceptor, contains, no_key};
     use crate::config::PublicIp;
     use crate::net::mqtt::certificate_chain::{judge, public_authorities};
 
@@ -198,20 +150,23 @@ mod openssl_details {
         cert_file: &Path,
         key_file: &Path,
         devices: Option<&PublicIp>,
-    ) -> Result<Certificate, CertificateError> {
-        let no_certificate = |why: String| CertificateError::NoCertificate(cert_file.to_owned(), why);
-        let no_key = |why: String| CertificateError::NoKey(key_file.to_owned(), why);
-        let refused = |why: ErrorStack| CertificateError::Refused(cert_file.to_owned(), why.to_string());
-        let chain = X509::stack_from_pem(pem).map_err(|error| no_certificate(error.to_string()))?;
-        let own = chain.first().ok_or_else(|| no_certificate(NONE_FOUND.to_owned()))?;
+    ) -> Result<Certificate, String> {
+        let no_certificate = |why: &dyn Display| {
+            format!("cert_file: {} is not a list of PEM certificates: {why}", cert_file.display())
+        };
+        let refused = |why: ErrorStack| super::refused(cert_file, why);
+        let chain = X509::stack_from_pem(pem).map_err(|error| no_certificate(&error))?;
+        let own = chain.first().ok_or_else(|| no_certificate(&NONE_FOUND))?;
         if !contains(key, "PRIVATE KEY-----") {
-            return Err(no_key(NONE_FOUND.to_owned()));
+            return Err(no_key(key_file, NONE_FOUND));
         }
         // Without the callback, OpenSSL would ask for a password on the terminal.
-        let key =
-            PKey::private_key_from_pem_callback(key, |_| Ok(0)).map_err(|why| no_key(why.to_string()))?;
+        let key = PKey::private_key_from_pem_callback(key, |_| Ok(0)).map_err(|why| no_key(key_file, why))?;
         if !own.public_key().map_err(refused)?.public_eq(&key) {
-            return Err(CertificateError::Mismatch(key_file.to_owned(), cert_file.to_owned()));
+            let (key, certificate) = (key_file.display(), cert_file.display());
+            return Err(format!(
+                "key_file: the key in {key} does not match the first certificate in {certificate}"
+            ));
         }
         let authorities = devices.map(|_| public_authorities());
         let mut info = judge(&chain, authorities.as_deref()).map_err(refused)?;
