@@ -37,10 +37,7 @@ pub(super) fn parse(text: &str, named_node: bool, problems: &mut Vec<Problem>) -
 }
 
 fn read_section(section: &JsonValue<'_>, config: &mut Config, problems: &mut Vec<Problem>) {
-    let members = match section.members() {
-        Ok(members) => members,
-        Err(problem) => return problems.push(problem),
-    };
+    let Ok(members) = section.members().map_err(|problem| problems.push(problem)) else { return };
     for (_, value) in members {
         let path = value.path.as_str();
         if let Some(key) = ConfigKey::find(path) {

@@ -75,10 +75,7 @@ pub(super) fn read(root: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Config 
 }
 
 fn read_section(section: &JsonValue<'_>, config: &mut Config, problems: &mut Vec<Problem>) {
-    let members = match section.members() {
-        Ok(members) => members,
-        Err(problem) => return problems.push(problem),
-    };
+    let Ok(members) = section.members().map_err(|problem| problems.push(problem)) else { return };
     let servers = servers(server_url(websocket_url));
     for (_, value) in members.iter().filter(|(_, value)| !value.is_falsy()) {
         match value.path.as_str() {
@@ -102,17 +99,13 @@ fn read_section(section: &JsonValue<'_>, config: &mut Config, problems: &mut Vec
 
 /// Items that are no MAC address are unused: the file is delivered with a placeholder.
 fn read_macs(value: &JsonValue<'_>, config: &mut Config, problems: &mut Vec<Problem>) {
-    match value.items(MACS_ALLOWED) {
-        Ok(items) => {
-            for item in items {
-                let text: Option<String> = item.deserialize().ok();
-                match text.and_then(|text| text.trim().parse().ok()) {
-                    Some(mac) => config.websocket.development_macs.push(mac),
-                    None => config.unused_keys.push(item.path),
-                }
-            }
+    let Ok(items) = value.items(MACS_ALLOWED).map_err(|problem| problems.push(problem)) else { return };
+    for item in items {
+        let text: Option<String> = item.deserialize().ok();
+        match text.and_then(|text| text.trim().parse().ok()) {
+            Some(mac) => config.websocket.development_macs.push(mac),
+            None => config.unused_keys.push(item.path),
         }
-        Err(problem) => problems.push(problem),
     }
 }
 

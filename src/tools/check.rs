@@ -23,7 +23,7 @@ use pico_args::Arguments;
 use self::diagnosis::ServerDiagnosis;
 use self::report::{CheckReporter, Finding, Findings, ServerReport};
 use self::server::ServerCheck;
-use super::command_line::{self, CommandLine, usage_error};
+use super::command_line::{self, CommandLine};
 use super::step_report::{self, StepState};
 use super::terminal::Terminal;
 use crate::clock::clock_warning;
@@ -97,7 +97,7 @@ impl CheckOptions {
 pub fn run(args: Arguments) -> ExitCode {
     command_line::run("check", HELP, args, CheckOptions::parse, |options| {
         let source = Source::new(options.config.clone(), None, |name| std::env::var_os(name));
-        if options.migrate { migrate(&source) } else { check(&options, &source) }
+        if options.migrate { migrate(&source) } else { Ok(check(&options, &source)) }
     })
 }
 
@@ -171,17 +171,16 @@ fn try_servers(config: &Config, options: &CheckOptions) -> Vec<ServerReport> {
 }
 
 /// Prints the configuration as a file in the gateway's own shape.
-fn migrate(source: &Source) -> ExitCode {
-    let config = match source.load() {
-        Ok(config) => config,
-        Err(error) => return usage_error("check", &error.to_string()),
-    };
+///
+/// # Errors
+/// The configuration cannot be used, or is in that shape already.
+fn migrate(source: &Source) -> Result<ExitCode, String> {
+    let config = source.load().map_err(|error| error.to_string())?;
     let Some(node) = &config.node_config else {
         let path = source.path().map_or_else(|| "there".into(), |path| path.display().to_string());
-        return usage_error(
-            "check",
-            &format!("{path}: no configuration of the Node.js gateway, so there is nothing to migrate"),
-        );
+        return Err(format!(
+            "{path}: no configuration of the Node.js gateway, so there is nothing to migrate"
+        ));
     };
     let mut notes = Terminal::stderr();
     if !config.unused_keys.is_empty() {
@@ -198,5 +197,5 @@ fn migrate(source: &Source) -> ExitCode {
         notes.say("note: it holds your keys: let nobody but the gateway read it");
     }
     Terminal::stdout().print_line(config.to_file_text().trim_end());
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
 }

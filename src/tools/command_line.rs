@@ -16,28 +16,24 @@ use crate::config::edit_distance;
 /// The arguments that are not read yet, and the options that were looked for.
 pub(super) struct CommandLine(Arguments, Vec<&'static str>);
 
-/// Runs a sub-command, or prints its help, or says what is wrong with its arguments.
+/// Runs a sub-command, or prints its help, or says what is wrong with its arguments or why it cannot do what it is asked to.
 pub(super) fn run<T>(
     name: &str,
     help: &str,
     mut args: Arguments,
     parse: impl FnOnce(CommandLine) -> Result<T, String>,
-    run: impl FnOnce(T) -> ExitCode,
+    run: impl FnOnce(T) -> Result<ExitCode, String>,
 ) -> ExitCode {
     if args.contains(["-h", "--help"]) {
         Terminal::stdout().print_line(help);
         return ExitCode::SUCCESS;
     }
-    match parse(CommandLine(args, vec!["--help"])) {
-        Ok(options) => run(options),
-        Err(error) => usage_error(name, &(error + &format!("; see {name} --help"))),
-    }
-}
-
-/// Says why a sub-command cannot do what it is asked to.
-pub(super) fn usage_error(name: &str, error: &str) -> ExitCode {
-    Terminal::stderr().print_line(&format!("{name}: {}", translated(error)));
-    ExitCode::from(2)
+    let options = parse(CommandLine(args, vec!["--help"]));
+    let options = options.map_err(|error| error + &format!("; see {name} --help"));
+    options.and_then(run).unwrap_or_else(|error| {
+        Terminal::stderr().print_line(&format!("{name}: {}", translated(&error)));
+        ExitCode::from(2)
+    })
 }
 
 /// An option whose value is a path.

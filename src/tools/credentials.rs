@@ -40,7 +40,7 @@ pub fn run(args: Arguments) -> ExitCode {
             Terminal::stderr().print_line(&format!("note: {note}"));
         }
         Terminal::stdout().print_line(&json);
-        ExitCode::SUCCESS
+        Ok(ExitCode::SUCCESS)
     })
 }
 

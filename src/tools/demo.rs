@@ -46,11 +46,11 @@ pub fn run(args: Arguments) -> ExitCode {
     command_line::run("demo", HELP, args, parse_seconds, |seconds| {
         let mut terminal = Terminal::stdout();
         match demo(seconds, &mut terminal) {
-            Ok(true) => return ExitCode::SUCCESS,
+            Ok(true) => return Ok(ExitCode::SUCCESS),
             Ok(false) => {}
             Err(error) => terminal.say(&format!("The demo failed: {error}.")),
         }
-        ExitCode::FAILURE
+        Ok(ExitCode::FAILURE)
     })
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use pico_args::Arguments;
 use serde::Deserialize;
 
-use super::command_line::{self, CommandLine, usage_error};
+use super::command_line::{self, CommandLine};
 use super::health::{http_request, local_api_address};
 use super::page::Page;
 use super::terminal::Terminal;
@@ -51,9 +51,10 @@ struct Answer {
 
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {
-    command_line::run("drain", HELP, args, parse, |(source, request)| match load(&source) {
-        Ok((config, token)) => ask(&config, token.as_deref(), &request),
-        Err(error) => usage_error("drain", &error),
+    command_line::run("drain", HELP, args, parse, |(source, request)| {
+        let config = source.load().map_err(|error| error.to_string())?;
+        let page = Page::of(&config)?;
+        Ok(ask(&config, page.token.as_deref(), &request))
     })
 }
 
@@ -86,13 +87,6 @@ fn seconds(name: &str, text: &str) -> Result<u64, String> {
     seconds.filter(|seconds| (1..=MAX_DRAIN_SECONDS).contains(seconds)).ok_or_else(|| {
         format!("{name}: found {text:?}, allowed: a number of seconds, minutes or hours up to a week: 90s, 10m, 2h")
     })
-}
-
-/// The configuration of a gateway that can be asked, and the token that it asks for.
-fn load(source: &Source) -> Result<(Config, Option<String>), String> {
-    let config = source.load().map_err(|error| error.to_string())?;
-    let page = Page::of(&config)?;
-    Ok((config, page.token))
 }
 
 fn ask(config: &Config, token: Option<&str>, request: &Request) -> ExitCode {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pico_args::Arguments;
 
-use super::command_line::{self, CommandLine, usage_error};
+use super::command_line::{self, CommandLine};
 use super::device::tls::start_tls;
 use super::terminal::Terminal;
 use crate::config::{Config, Source};
@@ -33,10 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {
-    command_line::run("health", HELP, args, parse, |(source, path)| match load(&source) {
-        Ok(config) => check(&config, path),
-        Err(error) => usage_error("health", &error),
-    })
+    command_line::run("health", HELP, args, parse, |(source, path)| Ok(check(&load(&source)?, path)))
 }
 
 fn parse(mut args: CommandLine) -> Result<(Source, &'static str), String> {

@@ -69,10 +69,10 @@ struct Choices {
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {
     command_line::run("init", HELP, args, InitOptions::parse, |options| match init(&options) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => Ok(ExitCode::SUCCESS),
         Err((code, error)) => {
             Terminal::stderr().print_line(&format!("init: {}", translated(&error)));
-            ExitCode::from(code)
+            Ok(ExitCode::from(code))
         }
     })
 }

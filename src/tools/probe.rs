@@ -77,7 +77,7 @@ pub fn run(args: Arguments) -> ExitCode {
         if options.json {
             Terminal::stdout().print_line(&step_report::to_json(&report));
         }
-        if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use pico_args::Arguments;
 
-use super::command_line::{self, CommandLine, usage_error};
+use super::command_line::{self, CommandLine};
 use super::page::Page;
 use super::step_report;
 use super::terminal::Terminal;
@@ -30,16 +30,14 @@ Exit code: 0 printed, 2 the configuration cannot be used, or wrong usage.";
 
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {
-    command_line::run("token", HELP, args, parse, |(source, json)| match page(&source) {
-        Ok(page) => {
-            let mut terminal = Terminal::stdout();
-            match json {
-                true => terminal.print_line(&step_report::to_json(&page)),
-                false => lines(&page).iter().for_each(|line| terminal.say(line)),
-            }
-            ExitCode::SUCCESS
+    command_line::run("token", HELP, args, parse, |(source, json)| {
+        let page = Page::of(&source.load().map_err(|error| error.to_string())?)?;
+        let mut terminal = Terminal::stdout();
+        match json {
+            true => terminal.print_line(&step_report::to_json(&page)),
+            false => lines(&page).iter().for_each(|line| terminal.say(line)),
         }
-        Err(error) => usage_error("token", &error),
+        Ok(ExitCode::SUCCESS)
     })
 }
 
@@ -48,10 +46,6 @@ fn parse(mut args: CommandLine) -> Result<(Source, bool), String> {
     let source = Source::new(args.config()?, None, |name| std::env::var_os(name));
     args.finish()?;
     Ok((source, json))
-}
-
-fn page(source: &Source) -> Result<Page, String> {
-    Page::of(&source.load().map_err(|error| error.to_string())?)
 }
 
 fn lines(page: &Page) -> Vec<String> {
