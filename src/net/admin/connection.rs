@@ -1,6 +1,6 @@
 //! One connection to the management API.
 
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::admin::http::RequestHead;
 use crate::net::admin::request::{AdminRequest, Answers};
 use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::AdminId;
-use crate::net::event_loop::write_buffer::WriteBuffer;
+use crate::net::event_loop::write_buffer::{Flush, WriteBuffer};
 use crate::net::metrics::ApiDisplaced;
 use crate::net::mqtt::eviction::STALLED_AFTER;
 use crate::net::mqtt::transport::Transport;
@@ -179,6 +179,16 @@ impl Connection {
             ConnectionState::Streaming { .. } => self.progress_at + SEND_TIMEOUT,
             ConnectionState::Lingering => self.state_since + LINGER,
         }
+    }
+
+    /// Writes what waits to be written, as far as the client takes it.
+    pub(super) fn flush(&mut self, now: Instant) -> io::Result<Flush> {
+        let unwritten = self.write_buffer.len();
+        let flushed = self.write_buffer.flush(&mut self.transport);
+        if self.write_buffer.len() < unwritten {
+            self.progress_at = now;
+        }
+        flushed
     }
 
     /// Reads at most what is missing of the body of `partial`, or of a head.

@@ -93,12 +93,7 @@ impl Connection {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Progress::Continue,
             Err(_) => return Progress::Close,
         }
-        let unwritten = self.write_buffer.len();
-        let flushed = self.write_buffer.flush(&mut self.transport);
-        if self.write_buffer.len() < unwritten {
-            self.progress_at = now;
-        }
-        match flushed {
+        match self.flush(now) {
             Ok(Flush::Done) => {}
             Ok(Flush::Blocked) => return Progress::Wait,
             Err(_) => return Progress::Close,

@@ -294,19 +294,12 @@ impl AdminServer {
             &ConnectionState::Streaming { cursor } => {
                 conn.advance_stream(cursor, events, &mut self.scratch, now)
             }
-            ConnectionState::Writing { keep_alive } => {
-                let unwritten = conn.write_buffer.len();
-                let flushed = conn.write_buffer.flush(&mut conn.transport);
-                if conn.write_buffer.len() < unwritten {
-                    conn.progress_at = now;
-                }
-                match (flushed, keep_alive) {
-                    (Ok(Flush::Done), true) => conn.set_state(ConnectionState::Reading(None), now),
-                    (Ok(Flush::Done), false) => conn.start_linger(now),
-                    (Ok(Flush::Blocked), _) => Progress::Wait,
-                    (Err(_), _) => Progress::Close,
-                }
-            }
+            &ConnectionState::Writing { keep_alive } => match (conn.flush(now), keep_alive) {
+                (Ok(Flush::Done), true) => conn.set_state(ConnectionState::Reading(None), now),
+                (Ok(Flush::Done), false) => conn.start_linger(now),
+                (Ok(Flush::Blocked), _) => Progress::Wait,
+                (Err(_), _) => Progress::Close,
+            },
             ConnectionState::Lingering => match conn.transport.read(&mut self.scratch) {
                 Ok(0) => Progress::Close,
                 Ok(_) => Progress::Continue,
@@ -470,13 +463,9 @@ impl AdminServer {
     pub(crate) fn arm_timer(&mut self, id: AdminId, io: &mut Io) {
         let Some(conn) = connection_mut(&mut self.connections, id) else { return };
         let deadline = conn.deadline();
-        let armed = conn.timer_tick;
         let tick = io.timers.tick(deadline);
-        if armed.is_none_or(|armed| tick < armed) {
-            let tick = io.timers.arm(deadline, TimerKind::Admin(id));
-            if let Some(conn) = connection_mut(&mut self.connections, id) {
-                conn.timer_tick = Some(tick);
-            }
+        if conn.timer_tick.is_none_or(|armed| tick < armed) {
+            conn.timer_tick = Some(io.timers.arm(deadline, TimerKind::Admin(id)));
         }
     }
 }

@@ -80,24 +80,21 @@ fn try_all(redis: &RedisUrl, cluster: &Cluster, timeout: Duration) -> Result<Dur
 
 fn connect(redis: &RedisUrl, cluster: &Cluster, timeout: Duration) -> io::Result<Stream<TcpStream>> {
     let target = &redis.target;
-    let mut error = io::Error::other("the name has no address");
+    let mut tcp = Err(io::Error::other("the name has no address"));
     for address in (target.host.as_str(), target.port).to_socket_addrs()? {
-        let tcp = match TcpStream::connect_timeout(&address, timeout) {
-            Ok(tcp) => tcp,
-            Err(failed) => {
-                error = failed;
-                continue;
-            }
-        };
-        tcp.set_read_timeout(Some(timeout))?;
-        tcp.set_write_timeout(Some(timeout))?;
-        if !target.tls {
-            return Ok(Stream::Plain(tcp));
+        tcp = TcpStream::connect_timeout(&address, timeout);
+        if tcp.is_ok() {
+            break;
         }
-        let ca = cluster.ca_file.as_ref().map(fs::read).transpose()?;
-        return TlsClient::new(ca, false).connect_blocking(&target.host, tcp);
     }
-    Err(error)
+    let tcp = tcp?;
+    tcp.set_read_timeout(Some(timeout))?;
+    tcp.set_write_timeout(Some(timeout))?;
+    if !target.tls {
+        return Ok(Stream::Plain(tcp));
+    }
+    let ca = cluster.ca_file.as_ref().map(fs::read).transpose()?;
+    TlsClient::new(ca, false).connect_blocking(&target.host, tcp)
 }
 
 /// A connection, and what was read of it and is not used up.
