@@ -12,7 +12,6 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::answer::{Disconnected, json_response};
 use super::dto::SessionPage;
 use super::error::{ApiError, ErrorStyle};
-use super::messages::MessageCounts;
 use super::response::Response;
 use super::routes::Endpoint;
 
@@ -61,7 +60,7 @@ struct Id {
 }
 
 /// The body of what became of a message to many.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Sent {
     sent: usize,
@@ -208,17 +207,18 @@ fn join_disconnected(answers: Vec<GatewayAnswer>, mut missing: Missing) -> Respo
 }
 
 fn join_sent(answers: Vec<GatewayAnswer>, mut missing: Missing) -> Response {
-    let all = read(answers, &mut missing).into_iter().map(|(.., sent)| {
-        let Sent { sent, queued, offline, refused, not_connected } = sent;
-        let left = offline.saturating_sub(not_connected.len());
-        MessageCounts { sent, queued, left, refused, not_connected }
-    });
+    let all = read::<Sent>(answers, &mut missing).into_iter().map(|(.., body)| body);
     let joined = all.reduce(|mut joined, more| {
-        joined.add(&more);
+        let left = |sent: &Sent| sent.offline.saturating_sub(sent.not_connected.len());
+        let have_left = left(&joined) + left(&more);
+        joined.sent += more.sent;
+        joined.queued += more.queued;
+        joined.refused += more.refused;
+        joined.not_connected.retain(|name| more.not_connected.contains(name));
+        joined.offline = have_left + joined.not_connected.len();
         joined
     });
-    let respond = |joined: MessageCounts| respond(joined.to_json(), missing.clone());
-    joined.map_or_else(|| nobody(ErrorStyle::Coded, &missing), respond)
+    joined.map_or_else(|| nobody(ErrorStyle::Coded, &missing), |joined| respond(joined, missing.clone()))
 }
 
 /// A device is where a gateway says that it exists. While an answer is missing, one that no gateway knows is not said to be away.
