@@ -10,7 +10,7 @@ use native_tls::Certificate;
 #[cfg(openssl_client)]
 use openssl::error::ErrorStack;
 #[cfg(openssl_client)]
-use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode, SslVersion};
+use openssl::ssl::{SslConnector, SslMethod, SslVersion};
 #[cfg(openssl_client)]
 use openssl::x509::X509 as Certificate;
 
@@ -115,10 +115,7 @@ impl TlsClient {
     ) -> Result<HandshakeProgress<S>, TlsError> {
         let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         #[cfg(openssl_client)]
-        let progress = {
-            let insecure = self.insecure;
-            HandshakeProgress::from_openssl(self.connector()?.connect(host, port, insecure, socket))
-        };
+        let progress = HandshakeProgress::from_openssl(self.connector()?.connect(host, port, socket));
         #[cfg(not(openssl_client))]
         let progress = {
             let _ = port;
@@ -162,10 +159,7 @@ fn build(authorities: Vec<Certificate>, insecure: bool) -> Result<Connector, Err
     for certificate in authorities {
         let _ = builder.cert_store_mut().add_cert(certificate);
     }
-    if insecure {
-        builder.set_verify(SslVerifyMode::NONE);
-    }
-    Ok(Connector::new(builder))
+    Ok(Connector::new(builder, insecure))
 }
 
 #[cfg(all(feature = "tls", not(openssl_client)))]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use openssl::ex_data::Index;
 use openssl::ssl::{
     ConnectConfiguration, HandshakeError, Ssl, SslConnector, SslConnectorBuilder, SslRef, SslSession,
-    SslSessionCacheMode, SslStream,
+    SslSessionCacheMode, SslStream, SslVerifyMode,
 };
 
 /// How many servers' sessions are kept.
@@ -28,6 +28,7 @@ static SERVER: LazyLock<Option<Index<Ssl, (Server, Instant)>>> = LazyLock::new(|
 /// Makes TLS connections with the same settings, and resumes their sessions.
 pub(crate) struct ResumingConnector {
     connector: SslConnector,
+    insecure: bool,
     /// By host and port. A host's certificate is only verified in a full handshake, so no other host may use its sessions.
     servers: HashMap<(String, u16), Server>,
 }
@@ -46,7 +47,11 @@ struct Sessions {
 }
 
 impl ResumingConnector {
-    pub(crate) fn new(mut builder: SslConnectorBuilder) -> Self {
+    /// With `insecure`, accepts any certificate for any host.
+    pub(crate) fn new(mut builder: SslConnectorBuilder, insecure: bool) -> Self {
+        if insecure {
+            builder.set_verify(SslVerifyMode::NONE);
+        }
         builder.set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL_STORE);
         // With TLS 1.3 sessions come after the handshake, while the connection is read.
         builder.set_new_session_callback(|ssl, session| {
@@ -56,7 +61,7 @@ impl ResumingConnector {
                 server.lock().add(session, (!ssl.session_reused()).then_some(*started));
             }
         });
-        Self { connector: builder.build(), servers: HashMap::new() }
+        Self { connector: builder.build(), insecure, servers: HashMap::new() }
     }
 
     /// Starts a handshake with this server, or makes it if the socket blocks.
@@ -67,10 +72,9 @@ impl ResumingConnector {
         &mut self,
         host: &str,
         port: u16,
-        insecure: bool,
         socket: S,
     ) -> Result<SslStream<S>, HandshakeError<S>> {
-        let mut ssl = self.connector.configure()?.verify_hostname(!insecure);
+        let mut ssl = self.connector.configure()?.verify_hostname(!self.insecure);
         self.offer_session(&mut ssl, host, port);
         ssl.connect(host, socket)
     }
@@ -158,7 +162,7 @@ mod tests {
     fn client() -> ResumingConnector {
         let mut builder = SslConnector::builder(SslMethod::tls_client()).unwrap();
         builder.cert_store_mut().add_cert(X509::from_pem(CA).unwrap()).unwrap();
-        ResumingConnector::new(builder)
+        ResumingConnector::new(builder, false)
     }
 
     fn server(version: SslVersion) -> SslAcceptor {
@@ -180,7 +184,7 @@ mod tests {
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| server.accept(listener.accept().unwrap().0).unwrap().write_all(b"x").unwrap());
-            client.connect(host, port, false, tcp).unwrap()
+            client.connect(host, port, tcp).unwrap()
         })
     }
 
@@ -255,7 +259,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             listener.accept().unwrap().0.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
-            let result = client.connect("localhost", 443, false, tcp);
+            let result = client.connect("localhost", 443, tcp);
             assert!(HandshakeProgress::from_openssl(result).is_err());
         }
     }
