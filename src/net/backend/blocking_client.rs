@@ -127,7 +127,7 @@ fn dial(
         let step = backend.advance(&mut dialer);
         let stage = match &step {
             DialStep::Wait => backend.stage(),
-            DialStep::Opened => BackendStage::Live,
+            DialStep::Opened { .. } => BackendStage::Live,
             DialStep::Failed(failure) => failure.stage,
         };
         let completed = order.iter().take_while(|name| **name != stage).skip(stages.len()).copied();
@@ -137,7 +137,7 @@ fn dial(
         }
         match step {
             DialStep::Wait => {}
-            DialStep::Opened => {
+            DialStep::Opened { .. } => {
                 return Ok(BlockingClient { poll, backend, contexts: ContextPool::default() });
             }
             DialStep::Failed(failure) => return Err(failure),

@@ -60,8 +60,11 @@ struct OpenWebSocket {
 pub(crate) enum DialStep {
     /// Advance it again at the socket's next event.
     Wait,
-    /// The WebSocket is open.
-    Opened,
+    /// The WebSocket is open. `is_drained`: the socket is known to be empty, unless the end of the stream is near, so that a new event
+    /// will announce the first frame.
+    Opened {
+        is_drained: bool,
+    },
     Failed(BackendFailure),
 }
 
@@ -212,10 +215,14 @@ impl BackendConnection {
                         self.stage = ConnectionStage::Upgrading(upgrade);
                         return DialStep::Wait;
                     }
-                    Ok(Some(tail)) => {
-                        let reader = FrameReader::new(upgrade.into_stream(), tail);
+                    Ok(Some(first)) => {
+                        let stream = upgrade.into_stream();
+                        let is_plain = matches!(stream, Stream::Plain(_));
+                        let is_drained =
+                            first.bytes.is_empty() && first.was_all && is_plain && cfg!(target_os = "linux");
+                        let reader = FrameReader::new(stream, first.bytes);
                         self.stage = ConnectionStage::Open(OpenWebSocket { reader, context: None });
-                        return DialStep::Opened;
+                        return DialStep::Opened { is_drained };
                     }
                     Err(failure) => return DialStep::Failed(failure),
                 },

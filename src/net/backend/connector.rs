@@ -194,11 +194,9 @@ impl Connector {
                 sessions.arm_timer(id, io);
             }
             DialStep::Failed(_) => self.drop_connection(id, sessions, io),
-            DialStep::Opened => {
+            DialStep::Opened { .. } => {
                 io.metrics.dials_opened += 1;
                 self.release_dial_slot(id, sessions, io);
-                // The first frames may have been read with the response, and no event will announce them.
-                io.run_queue.push(Task::Backend(id));
             }
         }
         step

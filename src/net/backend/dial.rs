@@ -90,15 +90,14 @@ impl Dial {
     ) -> Result<DialProgress, BackendFailure> {
         let progress = match self {
             Self::Connecting { tcp, rest, until } => {
-                let error = match (tcp.take_error(), tcp.peer_addr()) {
-                    (Ok(Some(error)), _) | (Err(error), _) => Some(error),
-                    (Ok(None), Ok(_)) => None,
-                    (Ok(None), Err(_)) if cx.now < until || rest.is_empty() => {
-                        return Ok(DialProgress::Blocked(Self::Connecting { tcp, rest, until }));
-                    }
-                    (Ok(None), Err(_)) => Some(ErrorKind::TimedOut.into()),
-                };
-                if let Some(error) = error {
+                if tcp.peer_addr().is_err() {
+                    let error = match tcp.take_error() {
+                        Ok(Some(error)) | Err(error) => error,
+                        Ok(None) if cx.now < until || rest.is_empty() => {
+                            return Ok(DialProgress::Blocked(Self::Connecting { tcp, rest, until }));
+                        }
+                        Ok(None) => ErrorKind::TimedOut.into(),
+                    };
                     drop(tcp);
                     return Self::connect(rest, Some(error), cx).map(DialProgress::Blocked);
                 }

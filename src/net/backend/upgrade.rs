@@ -38,6 +38,13 @@ pub(crate) struct Upgrade {
     refused: Option<(usize, Instant)>,
 }
 
+/// What came behind the response.
+pub(crate) struct FirstFrames {
+    pub(crate) bytes: Vec<u8>,
+    /// The read found less than it had room for.
+    pub(crate) was_all: bool,
+}
+
 /// Why a response does not accept the upgrade.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum BadResponse {
@@ -74,7 +81,7 @@ impl Upgrade {
     ///
     /// # Errors
     /// Why the upgrade failed.
-    pub(crate) fn advance(&mut self, now: Instant) -> Result<Option<Vec<u8>>, BackendFailure> {
+    pub(crate) fn advance(&mut self, now: Instant) -> Result<Option<FirstFrames>, BackendFailure> {
         if !self.send().map_err(|why| failure(why, None))? {
             return Ok(None);
         }
@@ -106,7 +113,7 @@ impl Upgrade {
                 Err(error) => return Err(failure(error, None)),
             };
             match append(&mut self.head, &buffer[..n], |head| parse_response(head, &self.accept)) {
-                Ok(Some(tail)) => return Ok(Some(tail)),
+                Ok(Some(bytes)) => return Ok(Some(FirstFrames { bytes, was_all: n < buffer.len() })),
                 Ok(None) => {}
                 Err(BadResponse::Refused(length)) if has_words(&self.head, length) => {
                     return Err(refusal(&self.head, length, &self.server));

@@ -71,6 +71,15 @@ impl RunQueue {
         self.low_priority.pop_front().inspect(|task| _ = self.queued.remove(task))
     }
 
+    /// Removes a task of high priority. Whether it was there.
+    pub(crate) fn take(&mut self, task: Task) -> bool {
+        let queued = self.queued.remove(&task);
+        if queued {
+            self.high_priority.retain(|other| *other != task);
+        }
+        queued
+    }
+
     /// Whether the task is queued, so that an event for it need not be handled now.
     pub(crate) fn contains(&self, task: Task) -> bool {
         self.queued.contains(&task)
@@ -104,6 +113,8 @@ mod tests {
         for task in [Task::Udp, Task::StartDials, tls, Task::Udp, plain, tls, Task::StartDials] {
             queue.push(task);
         }
+        queue.push(Task::AcceptAdmin);
+        assert!(queue.take(Task::AcceptAdmin) && !queue.take(Task::AcceptAdmin));
         assert!(queue.contains(Task::Udp) && !queue.contains(Task::AcceptAdmin));
         assert_eq!((queue.high_priority_len(), queue.low_priority_len()), (2, 2));
         assert_eq!(queue.pop_high_priority(), Some(Task::Udp));

@@ -35,15 +35,10 @@ impl Gateway {
         self.io.run_queue.push(Task::StartDials);
     }
 
-    pub(super) fn advance_dial(&mut self, id: SessionId) {
-        let step = self.connector.advance(id, &mut self.sessions, &mut self.io);
-        self.on_dial_step(id, step);
-    }
-
     fn on_dial_step(&mut self, id: SessionId, step: DialStep) {
         match step {
             DialStep::Wait => {}
-            DialStep::Opened => self.drive(id, Core::on_backend_open),
+            DialStep::Opened { .. } => self.drive(id, Core::on_backend_open),
             DialStep::Failed(failure) => {
                 self.drive(id, |core, cx| core.on_backend_closed(BackendClosed::Failed(failure), cx));
             }
@@ -53,7 +48,12 @@ impl Gateway {
     /// Advances the dial, or reads what has arrived, within the budget. `near_end`: the system has reported that the end of
     /// the stream is near.
     pub(super) fn on_backend_ready(&mut self, id: SessionId, near_end: bool) {
-        self.advance_dial(id);
+        let step = self.connector.advance(id, &mut self.sessions, &mut self.io);
+        let is_drained = matches!(step, DialStep::Opened { is_drained: true });
+        self.on_dial_step(id, step);
+        if is_drained && !near_end {
+            return;
+        }
         self.connector.begin_read(id, near_end, &mut self.sessions);
         self.read_backend(id);
         self.connector.end_read(id, &mut self.sessions);

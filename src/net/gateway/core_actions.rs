@@ -119,7 +119,6 @@ impl Gateway {
 
     fn generate_credentials(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else { return };
-        let local = session.mqtt.as_ref().and_then(|connection| connection.local_ip());
         let ip = session.core.ip();
         let mut call =
             credentials::generate(&self.sessions.index, self.audio.share).unwrap_or_else(|error| {
@@ -131,7 +130,8 @@ impl Gateway {
                 );
                 credentials::without_keys()
             });
-        match credentials::udp_host(&self.io.config.udp, local) {
+        let connection = self.sessions.get(id).and_then(|session| session.mqtt.as_ref());
+        match credentials::udp_host(&self.io.config.udp, || connection?.local_ip()) {
             Some(host) => call.udp_host = host,
             None => {
                 call.udp_host = "127.0.0.1".into();

@@ -72,9 +72,13 @@ impl Gateway {
     pub(super) fn on_device_readable(&mut self, mut id: SessionId) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut reads = 0;
-        while let Some(next) = self.read_device(id, &mut scratch) {
+        let mut drained = false;
+        while let Some(next) = self.read_device(id, &mut scratch, &mut drained) {
             id = next;
             reads += 1;
+            if drained {
+                break;
+            }
             if reads == READ_BUDGET {
                 self.io.run_queue.push(Task::Device(id));
                 break;
@@ -85,8 +89,9 @@ impl Gateway {
         self.sessions.arm_timer(id, &mut self.io);
     }
 
-    /// The session in which there may be more to read: another one than before if it has taken over the connection.
-    fn read_device(&mut self, id: SessionId, scratch: &mut [u8]) -> Option<SessionId> {
+    /// The session in which there may be more to read: another one than before if it has taken over the connection. `drained`: set
+    /// when the read proved that the socket is empty, so that a new event will announce more.
+    fn read_device(&mut self, id: SessionId, scratch: &mut [u8], drained: &mut bool) -> Option<SessionId> {
         if self.cluster.remote_calls.holds(id) {
             return None;
         }
@@ -102,6 +107,7 @@ impl Gateway {
                 if let Some(tcp) = connection.transport.tcp().filter(|_| n < READ_SIZE) {
                     tcp::acknowledge(tcp);
                 }
+                *drained = n < READ_SIZE && connection.short_read_means_empty();
                 session.core.refresh_keep_alive(self.io.now);
                 let partial = connection.take_partial(&scratch[..n]);
                 return self.on_device_bytes(id, &scratch[..n], partial);

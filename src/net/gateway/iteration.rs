@@ -41,6 +41,10 @@ impl Gateway {
         if self.timers_allowed(all_read) {
             self.fire_timers();
         }
+        // The dials of this iteration's hellos need no poll in between.
+        if self.io.run_queue.take(Task::StartDials) {
+            self.start_dials();
+        }
         self.serve_event_streams();
         self.advance_cluster();
         if self.flush_relay() {
@@ -138,6 +142,12 @@ impl Gateway {
                 if let Some(id) = self.sessions.at(slot) {
                     if event.is_writable() {
                         self.sessions.mark_dirty(id);
+                    }
+                    if (event.is_read_closed() || event.is_error())
+                        && let Some(connection) =
+                            self.sessions.live(id).and_then(|session| session.mqtt.as_mut())
+                    {
+                        connection.near_end = true;
                     }
                     if readable {
                         self.run_or_queue(Task::Device(id));
@@ -288,7 +298,7 @@ impl Gateway {
             self.sessions.mark_dirty(id);
         }
         if next_address {
-            self.advance_dial(id);
+            self.on_backend_ready(id, true);
         }
         self.drive(id, Core::on_timeout);
     }

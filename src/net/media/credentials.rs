@@ -48,16 +48,16 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
 
 /// The host that a device must send its datagrams to. `local` is the local address of its MQTT connection. Never an IPv6
 /// address, since no firmware sends to one; `None` if this machine has no other.
-pub(crate) fn udp_host(udp: &Udp, local: Option<IpAddr>) -> Option<Box<str>> {
-    let configured = match &udp.public_ip {
+pub(crate) fn udp_host(udp: &Udp, local: impl FnOnce() -> Option<IpAddr>) -> Option<Box<str>> {
+    match &udp.public_ip {
         PublicIp::Host(host) => return Some(host.as_str().into()),
-        PublicIp::Ip(ip) => Some(ip.to_canonical()),
-        PublicIp::Auto => None,
-    };
-    let ip = match (configured, local.unwrap_or(Ipv4Addr::LOCALHOST.into()), udp.host.to_canonical()) {
-        (Some(IpAddr::V4(ip)), ..) | (_, IpAddr::V4(ip), _) => ip,
-        (_, local, _) if local.is_loopback() => Ipv4Addr::LOCALHOST,
-        (_, _, IpAddr::V4(ip)) if !ip.is_unspecified() => ip,
+        PublicIp::Ip(ip) if ip.to_canonical().is_ipv4() => return Some(ip.to_canonical().to_string().into()),
+        PublicIp::Ip(_) | PublicIp::Auto => {}
+    }
+    let ip = match (local().unwrap_or(Ipv4Addr::LOCALHOST.into()), udp.host.to_canonical()) {
+        (IpAddr::V4(ip), _) => ip,
+        (local, _) if local.is_loopback() => Ipv4Addr::LOCALHOST,
+        (_, IpAddr::V4(ip)) if !ip.is_unspecified() => ip,
         _ => local_address()?,
     };
     Some(ip.to_string().into())
@@ -101,7 +101,7 @@ mod tests {
                 (name, Err(_)) => PublicIp::Host(name.to_owned()),
             };
             let udp = Udp { public_ip, host: bound.parse().unwrap(), ..Udp::default() };
-            let told = udp_host(&udp, local.parse().ok());
+            let told = udp_host(&udp, || local.parse().ok());
             assert_eq!(told.as_deref(), expected, "{:?} {bound} {local}", udp.public_ip);
         }
     }

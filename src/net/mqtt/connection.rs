@@ -24,6 +24,8 @@ pub(crate) struct MqttConnection {
     write_shut_down: bool,
     /// The peer has closed its side, or the connection is broken.
     pub(crate) read_closed: bool,
+    /// The system has reported that the end of the stream is near: a short read does not prove that the socket is empty.
+    pub(crate) near_end: bool,
     /// A write failed. What had arrived before is still read, then the connection is closed.
     pub(crate) broken: bool,
     buffers: Option<Box<Buffers>>,
@@ -47,6 +49,7 @@ impl MqttConnection {
             counted: None,
             write_shut_down: false,
             read_closed: false,
+            near_end: false,
             broken: false,
             buffers: None,
         }
@@ -55,6 +58,12 @@ impl MqttConnection {
     /// The local address the device reached, for `public_ip: auto`.
     pub(crate) fn local_ip(&self) -> Option<IpAddr> {
         self.transport.tcp()?.local_addr().ok().map(|addr| addr.ip().to_canonical())
+    }
+
+    /// Whether a read of fewer bytes than there was room for emptied the socket. Not over TLS, where the TLS library may hold bytes,
+    /// and only on systems that are known to announce every arrival.
+    pub(crate) fn short_read_means_empty(&self) -> bool {
+        cfg!(target_os = "linux") && !self.near_end && self.transport.is_plain()
     }
 
     /// Whether there is output that is not written yet.
