@@ -28,7 +28,7 @@ impl ClientId {
         if text.contains(char::is_control) {
             return Err(BadClientId::Control);
         }
-        let mut parts = text.split(SEPARATOR);
+        let mut parts = parts(text);
         let (Some(group), Some(mac), uuid, None) = (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(BadClientId::Parts);
@@ -50,19 +50,30 @@ impl ClientId {
 
     /// The first part, which changes when a device is bound to an account.
     pub fn group(&self) -> &str {
-        self.0.split(SEPARATOR).next().unwrap_or_default()
+        parts(&self.0).next().unwrap_or_default()
     }
 
     /// The second part.
     pub fn mac(&self) -> Mac {
-        let mac = self.0.split(SEPARATOR).nth(1).and_then(|mac| mac.parse().ok());
+        let mac = parts(&self.0).nth(1).and_then(|mac| mac.parse().ok());
         mac.expect("`parse` has checked it")
     }
 
     /// The third part, if there is one.
     pub fn uuid(&self) -> Option<&str> {
-        self.0.split(SEPARATOR).nth(2)
+        parts(&self.0).nth(2)
     }
+}
+
+/// As [`str::split`] does it, which prepares a search that takes longer than one of a text as short as this.
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let end = text.as_bytes().windows(SEPARATOR.len()).position(|bytes| bytes == SEPARATOR.as_bytes());
+        rest = end.map(|end| &text[end + SEPARATOR.len()..]);
+        Some(end.map_or(text, |end| &text[..end]))
+    })
 }
 
 impl fmt::Display for ClientId {

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::HEXLOWER_PERMISSIVE;
-
 /// A device's hardware address, displayed as `aa:bb:cc:dd:ee:ff`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub(super) [u8; 6]);
@@ -71,8 +69,11 @@ impl FromStr for MacPrefix {
         }
         let mut prefix = Self { bytes: [0; 6], len: 0 };
         for pair in text.split(|byte| *byte == separator) {
-            let byte = prefix.bytes.get_mut(prefix.len).filter(|_| pair.len() == 2).ok_or(BadMac)?;
-            HEXLOWER_PERMISSIVE.decode_mut(pair, std::slice::from_mut(byte)).map_err(|_| BadMac)?;
+            let (Some(byte), &[high, low]) = (prefix.bytes.get_mut(prefix.len), pair) else {
+                return Err(BadMac);
+            };
+            let digit = |digit: u8| char::from(digit).to_digit(16).ok_or(BadMac);
+            *byte = (digit(high)? << 4 | digit(low)?) as u8;
             prefix.len += 1;
         }
         Ok(prefix)

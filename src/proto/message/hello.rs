@@ -56,14 +56,11 @@ impl std::error::Error for BadHello {}
 impl<T: Deref<Target = str>> DeviceHello<T> {
     /// The hello for a chat server, with this version of the WebSocket protocol.
     pub fn for_server(&self, protocol_version: u8) -> String {
+        let changed = (protocol_version != 2).then(|| JsonObject::parse(&self.forwarded));
+        let Some(Ok(mut hello)) = changed else { return self.forwarded.to_string() };
         let version = protocol_version.to_string();
-        match JsonObject::parse(&self.forwarded) {
-            Ok(mut hello) if protocol_version != 2 => {
-                hello.set("version", &version);
-                hello.to_string()
-            }
-            _ => self.forwarded.to_string(),
-        }
+        hello.set("version", &version);
+        hello.to_string()
     }
 
     /// The raw `audio_params`, if it is an object.

@@ -69,8 +69,12 @@ impl fmt::Display for JsonObject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("{")?;
         for (index, (key, raw)) in self.entries().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            write!(f, "{comma}{}:{raw}", json_quote(key))?;
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            for part in [&json_quote(key), ":", raw] {
+                f.write_str(part)?;
+            }
         }
         f.write_str("}")
     }
