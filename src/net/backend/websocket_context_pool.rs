@@ -16,8 +16,8 @@ const WRITE_BUFFER: usize = 16 * 1024;
 pub(crate) const MAX_WRITE_BUFFER: usize = 128 * 1024;
 /// The longest message that is accepted from a chat server.
 const MAX_MESSAGE: usize = 1024 * 1024;
-/// The most unused contexts to keep: between two flushes, rarely more WebSockets are served.
-const SPARE_MAX: usize = 64;
+/// The most unused contexts to keep: as many WebSockets as a batch of datagrams is for, after which they are flushed.
+const SPARE_MAX: usize = 32;
 
 /// The contexts that no WebSocket has borrowed.
 #[derive(Default)]
