@@ -168,6 +168,10 @@ fn a_bad_file_is_refused_in_one_line_with_file_field_found_and_allowed() {
             r#"{"websocket":{"ca_file":"absent.pem"}}"#,
             r#"FILE: websocket.ca_file: found "absent.pem" (No such file"#,
         ),
+        (
+            r#"{"websocket":{"routes":[{"name":"r","groups":["g"],"servers":[{"url":"wss://a"},{"url":"wss://b","ca_file":"absent.pem"}]}]}}"#,
+            r#"FILE: websocket.routes[0].servers[1].ca_file: found "absent.pem" (No such file"#,
+        ),
         (r#"{"mcp":{"capabilities":[]}}"#, "FILE: mcp.capabilities: found an array, allowed: an object"),
         ("{} {}", "FILE: line 1, column 4: not JSON: trailing characters"),
     ] {

@@ -236,10 +236,13 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {
 /// Certificate files that cannot be used, so that this is not first noticed in a call.
 fn certificate_problems(config: &Config) -> Vec<Problem> {
     let websocket = &config.websocket;
+    let routes = websocket.routes.iter().enumerate();
+    let routes = routes.map(|(index, route)| (format!("websocket.routes[{index}].servers"), &route.servers));
     let lists = [("production", &websocket.production), ("development", &websocket.development)];
-    let own = lists.into_iter().flat_map(|(list, servers)| {
+    let lists = lists.map(|(list, servers)| (format!("websocket.{list}_servers"), servers));
+    let own = lists.into_iter().chain(routes).flat_map(|(list, servers)| {
         servers.iter().enumerate().filter_map(move |(index, server)| {
-            Some((format!("websocket.{list}_servers[{index}].ca_file"), server.ca_file.as_ref()?))
+            Some((format!("{list}[{index}].ca_file"), server.ca_file.as_ref()?))
         })
     });
     let shared = websocket.ca_file.iter().map(|path| ("websocket.ca_file".to_owned(), path));
