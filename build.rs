@@ -1,5 +1,5 @@
 //! Tells the program when it was built: a clock that stands before that is wrong. And what OpenSSL does in it.
-//! Compresses the program's long texts (`src/packed.rs`).
+//! Compresses the program's long texts (`src/compressed_texts.rs`).
 
 use std::path::Path;
 use std::time::SystemTime;

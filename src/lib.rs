@@ -123,6 +123,7 @@ pub mod admin;
 pub mod clock;
 #[cfg(feature = "cluster")]
 pub mod cluster;
+pub mod compressed_texts;
 pub mod config;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzzing/mod.rs"]
@@ -131,7 +132,6 @@ mod labels;
 pub mod logger;
 pub mod net;
 pub mod output_file;
-pub mod packed;
 pub mod proto;
 pub mod session;
 mod text;

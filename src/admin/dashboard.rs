@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use data_encoding::BASE64;
 use sha2::{Digest, Sha256};
 
-use crate::packed;
+use crate::compressed_texts;
 
 mod page;
 
@@ -17,7 +17,7 @@ pub const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 /// What a browser may do for the page (Content Security Policy Level 3): run its one script, use its one style sheet, and
 /// call this gateway. Nothing that gets into the page by way of a device's name runs.
 pub fn content_security_policy() -> &'static str {
-    static POLICY: LazyLock<String> = LazyLock::new(|| policy_for(&packed::DASHBOARD.text()));
+    static POLICY: LazyLock<String> = LazyLock::new(|| policy_for(&compressed_texts::DASHBOARD.text()));
     &POLICY
 }
 

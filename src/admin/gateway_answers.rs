@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::answer::{Disconnected, json_response};
 use super::dto::SessionPage;
 use super::error::{ApiError, ErrorStyle};
 use super::response::Response;
 use super::routes::Endpoint;
+use super::worker_answer::{Disconnected, json_response};
 
 /// What a gateway has answered.
 #[derive(Clone, Debug)]

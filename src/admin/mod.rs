@@ -5,12 +5,10 @@
 //! bytes -> http (head) -> body -> auth -> routes -> [net::admin carries it out] -> dto, prometheus -> http -> bytes
 //! ```
 
-pub mod answer;
 pub mod auth;
 pub mod body;
 pub mod call_history;
 pub mod call_record;
-pub mod client_response;
 pub mod command_results;
 pub mod dashboard;
 pub mod device_setup;
@@ -25,9 +23,11 @@ pub mod messages;
 pub mod notify;
 pub mod notify_files;
 pub mod params;
-pub mod passed_on;
 pub mod prometheus;
 pub mod recent_errors;
+pub mod requests_between_gateways;
 pub mod response;
+pub mod response_parser;
 pub mod routes;
 pub mod servers;
+pub mod worker_answer;

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use crate::packed::Packed;
+use crate::compressed_texts::Packed;
 
 /// What a client is waiting for before it sends the body (RFC 9110 section 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";

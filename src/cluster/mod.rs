@@ -14,7 +14,7 @@
 //!
 //! Everything in Redis is a copy that may be lost or foreign. The gateway that a device is connected to has the truth.
 
-mod call_records;
+mod call_locations;
 pub mod check;
 mod commands;
 mod connection_message;
@@ -23,7 +23,7 @@ mod device_commands;
 mod device_record;
 mod frame;
 mod frame_bundles;
-mod kinds;
+mod message_kinds;
 mod name;
 mod peers;
 mod presence;
@@ -37,7 +37,7 @@ mod types;
 
 pub use connection_message::{ConnectionBody, ConnectionMessage};
 pub use core::{Cluster, Counters, Settings};
-pub use kinds::Kind;
+pub use message_kinds::Kind;
 pub use redis_connection::{Action, Connection};
 pub use types::{
     ClusterState, DeviceConnection, FIRST_KIND, GatewayId, Location, MAX_PAYLOAD, Outcome, OwnInfo, Peer,

@@ -4,13 +4,13 @@ use serde_json::Value;
 
 use super::Config;
 use super::error::Problem;
-use super::kind::{
+use super::value::JsonValue;
+use super::value_kind::{
     api_host, boolean, endpoint, gateway_name, group, http_url, ip, key_prefix, level, log_format, log_time,
     mac_prefixes, macs, micros, millis, networks, number, object, path, peer_policy, port, public_ip,
     redis_url, routes, seconds, secret, secrets, server, server_order, servers, token, webhooks,
     whole_number,
 };
-use super::value::JsonValue;
 
 const DAY: u32 = 86_400;
 const MAX_COUNT: usize = 10_000_000;

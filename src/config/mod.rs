@@ -27,7 +27,6 @@ mod file;
 #[path = "../../tests/fuzzing/config_parse.rs"]
 pub(crate) mod fuzz;
 mod keys;
-mod kind;
 mod network;
 mod node_config;
 mod ota;
@@ -38,6 +37,7 @@ mod serialize;
 mod signature_key;
 mod source;
 mod value;
+mod value_kind;
 mod warnings;
 mod webhook;
 
@@ -46,7 +46,6 @@ pub use chat_server::{ChatServerConfig, Framing, HttpUrl, OnDisconnect, URL_SUFF
 pub use diff::{Changes, check_reload, diff};
 pub use environment::{VARIABLES, unknown_variables};
 pub use error::{ConfigError, ConfigErrors};
-pub use kind::{LEVELS, parse_level};
 pub use network::Network;
 pub use node_config::NodeConfig;
 pub use ota::OtaDenial;
@@ -56,6 +55,7 @@ pub use route::Route;
 pub use signature_key::KeyFingerprint;
 pub use source::{DEFAULT_FILE, NODE_FILE, Source};
 pub(crate) use value::edit_distance;
+pub use value_kind::{LEVELS, parse_level};
 pub use webhook::{EventKind, Webhook};
 
 /// Declares the settings of a section, each with its default.

@@ -7,8 +7,8 @@ use std::fmt;
 
 use super::error::Problem;
 use super::keys::ConfigKey;
-use super::kind::{MACS_ALLOWED, server_url, servers};
 use super::value::JsonValue;
+use super::value_kind::{MACS_ALLOWED, server_url, servers};
 use super::{Config, Mqtt, PublicIp};
 
 /// What devices are told when `PUBLIC_IP` is not set.

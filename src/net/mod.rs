@@ -23,7 +23,7 @@ pub mod backend;
 pub(crate) mod cluster;
 mod error;
 pub mod event_loop;
-mod event_stream;
+mod event_ring;
 mod file_watch;
 pub mod gateway;
 mod history;

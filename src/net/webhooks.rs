@@ -19,7 +19,7 @@ use crate::admin::event::StoredEvent;
 use crate::config::{Config, Webhook};
 use crate::net::backend::http_client;
 use crate::net::backend::upgrade::USER_AGENT;
-use crate::net::event_stream::{EventStream, ReaderEnd};
+use crate::net::event_ring::{EventStream, ReaderEnd};
 
 /// How long a server may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);

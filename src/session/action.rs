@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::call_report::{CallReport, CallSeries, SetupTimes};
-pub use super::causes::{BackendStage, EndReason};
-use super::server_cause::ServerCause;
+pub use super::end_reasons::{BackendStage, EndReason};
+use super::server_failure_cause::ServerCause;
 use crate::config::{ChatServerConfig, MacDenial};
 use crate::labels::labelled_enum;
 use crate::proto::audio::BadDatagram;

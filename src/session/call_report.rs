@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::call_verdict::Verdict;
-use super::causes::BackendStage;
+use super::end_reasons::BackendStage;
 use crate::labels::labelled_enum;
 
 /// Slices in a series at most; when a call takes longer, each two become one, so that it stays complete.

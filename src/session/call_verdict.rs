@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::causes::EndReason;
+use super::end_reasons::EndReason;
 use crate::labels::labelled_enum;
 
 /// A device that listens for so long without any audio of it is not heard.
@@ -104,7 +104,7 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::causes::EndedBy;
+    use crate::session::end_reasons::EndedBy;
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 

@@ -24,7 +24,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use super::action::EndReason;
-use super::relay::{FarEnd, Place, RelayBody, RelayId, RelayMessage, RequestOutcome};
+use super::device_call_relay::{FarEnd, Place, RelayBody, RelayId, RelayMessage, RequestOutcome};
 use crate::proto::identity::Mac;
 
 pub use bytes::{decode_audio, encode_audio};
@@ -453,5 +453,3 @@ mod bytes;
 mod messages;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod two_places;

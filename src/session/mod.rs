@@ -24,11 +24,12 @@ mod call;
 mod call_quality;
 mod call_report;
 mod call_verdict;
-mod causes;
 mod context;
 mod core;
 mod deadlines;
+mod device_call_relay;
 mod device_calls;
+mod end_reasons;
 mod ended_calls;
 mod hello_limiter;
 mod jitter;
@@ -37,10 +38,9 @@ mod media;
 mod playout;
 mod queue;
 mod rate_limiter;
-mod relay;
 mod request_ids;
 mod restart_recovery;
-mod server_cause;
+mod server_failure_cause;
 mod server_health;
 mod tls_error;
 mod tool_lists;
@@ -53,20 +53,22 @@ pub use action::{
 pub use call::{CallView, FrameSpace, Uplink};
 pub use call_report::{CallFailure, CallReport, CallSeries, CallSlice, SetupStage, SetupTimes};
 pub use call_verdict::Verdict;
-pub use causes::EndedBy;
 pub use context::Context;
 pub use core::{Core, Delivery, LoginKey};
+pub use device_call_relay::{
+    FarEnd, Place, RelayBatch, RelayBody, RelayId, RelayMessage, Relayed, RequestOutcome,
+};
 pub use device_calls::{
     AcceptOutcome, CallAnswer, CallRequest, DeviceCallContext, DeviceCallEffect, DeviceCallTable,
     JoinedDevice, LocalDevices, Presence, decode_audio, encode_audio,
 };
+pub use end_reasons::EndedBy;
 pub use ended_calls::EndedCalls;
 pub use hello_limiter::HelloLimiter;
 pub use rate_limiter::RateLimiter;
-pub use relay::{FarEnd, Place, RelayBatch, RelayBody, RelayId, RelayMessage, Relayed, RequestOutcome};
 pub use request_ids::RequestIds;
 pub use restart_recovery::RestartRecovery;
-pub use server_cause::{HttpAnswer, ServerCause};
+pub use server_failure_cause::{HttpAnswer, ServerCause};
 pub use server_health::{ServerHealth, ServerState, ServerStatus, WireFraming};
 pub use tls_error::TlsErrorCause;
 pub use tool_lists::ToolLists;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::LogEvent;
 use super::action::{BackendFailure, BackendStage};
-use super::server_cause::ServerCause;
+use super::server_failure_cause::ServerCause;
 use crate::config::{ChatServerConfig, Framing, ServerOrder};
 use crate::labels::labelled_enum;
 

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use pico_args::Arguments;
 
-use crate::packed;
+use crate::compressed_texts;
 
 /// What stands for a value.
 const PLACEHOLDER: &str = "{}";
@@ -73,7 +73,7 @@ pub(super) fn is_wide(c: char) -> bool {
 
 fn chinese(message: &str) -> String {
     static CATALOGUE: OnceLock<Vec<(String, String)>> = OnceLock::new();
-    let catalogue = CATALOGUE.get_or_init(|| read_catalogue(&packed::CHINESE.text()));
+    let catalogue = CATALOGUE.get_or_init(|| read_catalogue(&compressed_texts::CHINESE.text()));
     translate(message, catalogue, MAX_DEPTH).unwrap_or_else(|| message.to_owned())
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::FieldReader;
-use crate::admin::passed_on::{PassedOn, decode_answer, encode_answer};
+use crate::admin::requests_between_gateways::{PassedOn, decode_answer, encode_answer};
 use crate::cluster::{
     Action, Cluster, Connection, DeviceConnection, FIRST_KIND, GatewayId, MAX_PAYLOAD, Outcome, Settings,
 };

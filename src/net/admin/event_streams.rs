@@ -15,7 +15,7 @@ use crate::net::event_loop::io::Io;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::AdminId;
 use crate::net::event_loop::write_buffer::Flush;
-use crate::net::event_stream::EventStream;
+use crate::net::event_ring::EventStream;
 
 /// Streams at once: half of all connections.
 const MAX_STREAMS: usize = 64;

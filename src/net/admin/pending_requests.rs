@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::admin::answer::Answer;
 use crate::admin::http::{Method, RequestHead};
 use crate::admin::response::Response;
 use crate::admin::routes::Endpoint;
+use crate::admin::worker_answer::Answer;
 use crate::net::admin::connection::{ConnectionState, PendingRequest, Progress, connection_mut};
 use crate::net::admin::request::{AdminRequest, AdminResponse, Answers};
 use crate::net::admin::server::AdminServer;

@@ -1,9 +1,9 @@
 //! A request and its answers in the form in which workers exchange them.
 
-use crate::admin::answer::Answer;
 use crate::admin::dto;
 use crate::admin::params::{BadParameter, query_number};
 use crate::admin::routes::Endpoint;
+use crate::admin::worker_answer::Answer;
 use crate::proto::identity::{ClientId, Mac};
 
 /// Devices on a page: the maximum and the default.

@@ -41,7 +41,7 @@ use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
 use crate::net::event_loop::token::{self, API, AdminId, Role};
 use crate::net::event_loop::write_buffer::Flush;
-use crate::net::event_stream::EventStream;
+use crate::net::event_ring::EventStream;
 use crate::net::log_limiter::LogLimiter;
 use crate::net::metrics::ApiDisplaced;
 use crate::net::mqtt::transport::Transport;

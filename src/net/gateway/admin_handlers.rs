@@ -8,7 +8,6 @@ use log::{Level, info};
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
-use crate::admin::answer::{Answer, Disconnected, json_response};
 use crate::admin::call_history::{CallHistory, CallQuery};
 use crate::admin::dashboard;
 use crate::admin::dto::{self, DeviceStatus, DisconnectRequest, McpCommand};
@@ -16,6 +15,8 @@ use crate::admin::params::{BadParameter, Members, query_flag, query_number, quer
 use crate::admin::prometheus::MetricFamilies;
 use crate::admin::response::{JSON, Response};
 use crate::admin::routes::{Endpoint, MAX_DRAIN_SECONDS, Reach};
+use crate::admin::worker_answer::{Answer, Disconnected, json_response};
+use crate::compressed_texts;
 use crate::logger::{self, log_about};
 use crate::net::admin::collect::MetricSources;
 use crate::net::admin::request::{AdminRequest, MAX_CURSOR, first_cursor, parse_page_query};
@@ -24,7 +25,6 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::lifecycle::{Phase, ReloadError};
 use crate::net::sessions::session::Session;
-use crate::packed;
 use crate::proto::identity::ClientId;
 use crate::proto::message::{self, Reader};
 use crate::session::{AcceptOutcome, CommandError, Delivery, DeviceCallTable, LoginKey};
@@ -63,7 +63,7 @@ impl Gateway {
             Endpoint::Sessions => return self.handle_list_sessions(query).map(Some),
             Endpoint::Health => Response::json(200, r#"{"status":"ok"}"#),
             Endpoint::Ready => self.handle_ready(),
-            Endpoint::OpenApi => Response::packed(JSON, &packed::OPENAPI, request.accepts_gzip),
+            Endpoint::OpenApi => Response::packed(JSON, &compressed_texts::OPENAPI, request.accepts_gzip),
             Endpoint::Command => {
                 let response = self.handle_command(*request_id, client_id, body)?;
                 return Ok(response.map(Answer::Response));
@@ -95,12 +95,14 @@ impl Gateway {
             Endpoint::Log => handle_log(query)?,
             Endpoint::Errors => Response::json(200, self.admin.recent_errors().to_json()),
             Endpoint::Dashboard => {
-                Response::packed(dashboard::CONTENT_TYPE, &packed::DASHBOARD, request.accepts_gzip)
+                Response::packed(dashboard::CONTENT_TYPE, &compressed_texts::DASHBOARD, request.accepts_gzip)
                     .with_header("Content-Security-Policy", dashboard::content_security_policy())
             }
-            Endpoint::Catalogue => {
-                Response::packed("text/plain; charset=utf-8", &packed::CHINESE, request.accepts_gzip)
-            }
+            Endpoint::Catalogue => Response::packed(
+                "text/plain; charset=utf-8",
+                &compressed_texts::CHINESE,
+                request.accepts_gzip,
+            ),
             Endpoint::Config => Response::json(200, self.io.config.to_masked_file_text()),
         })))
     }

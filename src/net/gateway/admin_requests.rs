@@ -1,13 +1,13 @@
 //! Routes requests of the management API to the workers that answer them, and their answers to the connections that wait.
 
-use crate::admin::answer::Answer;
 use crate::admin::error::{ApiError, MAX_BODY_BYTES, RequestError};
 use crate::admin::http::{Method, RequestHead};
 use crate::admin::response::Response;
 use crate::admin::routes::{self, Endpoint, Reach, RouteMatch, Scope};
+use crate::admin::worker_answer::Answer;
 use crate::net::admin::connection::{Progress, ReceivedRequest};
+use crate::net::admin::list_selection::Selection;
 use crate::net::admin::request::{AdminRequest, AdminResponse};
-use crate::net::admin::selection::Selection;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::AdminId;
 use crate::net::gateway::Gateway;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use log::info;
 
-use crate::admin::answer::Answer;
 use crate::admin::messages::{MessageCounts, Recipients};
 use crate::admin::params::{BadParameter, Members};
 use crate::admin::response::Response;
+use crate::admin::worker_answer::Answer;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;

@@ -8,8 +8,8 @@ use log::info;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::admin::answer::json_response;
 use crate::admin::response::Response;
+use crate::admin::worker_answer::json_response;
 use crate::clock::timestamp;
 use crate::config::Config;
 use crate::net::gateway::Gateway;

@@ -4,8 +4,8 @@ use std::mem;
 
 use log::Level;
 
-use crate::admin::answer::Answer;
 use crate::admin::recent_errors::RecentErrorKind;
+use crate::admin::worker_answer::Answer;
 use crate::logger::log_about;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;

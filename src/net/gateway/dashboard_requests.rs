@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use log::info;
 
-use crate::admin::answer::{Answer, json_response};
 use crate::admin::device_setup::{DeviceSetup, OtaObstacle, parse_mac};
 use crate::admin::gateways::GatewayDto;
 use crate::admin::params::{BadParameter, Members};
 use crate::admin::response::Response;
 use crate::admin::servers::{ServerDto, ServerList};
+use crate::admin::worker_answer::{Answer, json_response};
 use crate::config::{ChatServerConfig, PublicIp};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use log::Level;
 
-use crate::admin::answer::Answer;
 use crate::admin::dto;
 use crate::admin::response::Response;
+use crate::admin::worker_answer::Answer;
 use crate::logger::log_about;
 use crate::net::admin::request::AdminRequest;
 use crate::net::event_loop::io::{Io, TimerKind};

@@ -16,6 +16,10 @@ pub(crate) mod device_calls;
 pub(crate) mod device_close;
 pub(crate) mod device_events;
 mod device_log;
+pub(crate) mod device_reconnect;
+pub(crate) mod devices_after_restart;
+#[cfg(target_os = "linux")]
+pub(crate) mod devices_after_upgrade;
 mod drain;
 mod events;
 pub mod fd_limit;
@@ -26,13 +30,9 @@ pub(crate) mod login;
 pub(crate) mod memory_trim;
 pub(crate) mod notify_requests;
 pub(crate) mod ota_requests;
-pub(crate) mod restart_recovery;
-#[cfg(target_os = "linux")]
-pub(crate) mod returning_devices;
 pub(crate) mod run;
 pub(crate) mod sd_notify;
 pub(crate) mod sockets;
-pub(crate) mod take_over;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -60,7 +60,7 @@ use crate::net::event_loop::inherited::Inherited;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::token::{self, WAKER, WAKEUP};
 use crate::net::event_loop::wakeup::Wakeup;
-use crate::net::event_stream::EventStream;
+use crate::net::event_ring::EventStream;
 use crate::net::gateway::broadcast::Broadcasts;
 use crate::net::gateway::check_requests::Checks;
 use crate::net::gateway::cluster::ClusterPart;

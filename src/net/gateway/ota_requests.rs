@@ -20,7 +20,7 @@ use crate::net::metrics::OtaOutcome;
 use crate::net::ota::connection::Progress;
 use crate::net::ota::message::{OtaRequest, OtaResponse};
 use crate::net::ota::server::OtaServer;
-use crate::net::ota::upstream::{Asked, Finished, is_passed_on};
+use crate::net::ota::upstream_connection::{Asked, Finished, is_passed_on};
 use crate::proto::identity::Mac;
 use crate::proto::ota::{self, Endpoint, MqttSection, TLS_PORT};
 

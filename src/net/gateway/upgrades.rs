@@ -14,8 +14,8 @@ use socket2::{SockRef, Socket};
 
 use crate::net::event_loop::inherited::InheritedListener;
 use crate::net::gateway::Gateway;
+use crate::net::gateway::devices_after_upgrade::CallsElsewhere;
 use crate::net::gateway::handle::{Handle, Program};
-use crate::net::gateway::returning_devices::CallsElsewhere;
 use crate::net::media::steering::{self, GENERATIONS, SharedPort, Steering};
 use crate::net::upgrade::Predecessor;
 use crate::net::upgrade::channel::{Channel, Offer, OfferedListener};

@@ -12,7 +12,7 @@ pub(crate) mod eviction;
 pub(crate) mod handshake;
 pub(crate) mod listener;
 #[cfg(feature = "cluster")]
-pub(crate) mod passed_on;
+pub(crate) mod output_for_other_gateway;
 pub(crate) mod refusal_log;
 mod tls_reload;
 pub(crate) mod transport;

@@ -11,7 +11,7 @@ use crate::net::event_loop::stream::Stream;
 use crate::net::event_loop::tls_handshake::{HandshakeProgress, TlsHandshake};
 use crate::net::mqtt::certificate::Certificate;
 #[cfg(feature = "cluster")]
-use crate::net::mqtt::passed_on::PassedOn;
+use crate::net::mqtt::output_for_other_gateway::PassedOn;
 use crate::proto::proxy_protocol::{self, BadProxyHeader, ProxySource};
 
 /// The first byte of every TLS connection: a record that is part of a handshake (RFC 5246, appendix A.1).

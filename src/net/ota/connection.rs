@@ -15,7 +15,7 @@ use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::OtaId;
 use crate::net::mqtt::transport::Transport;
 use crate::net::ota::message::{OtaRequest, OtaResponse};
-use crate::net::ota::upstream::{Finished, Upstream};
+use crate::net::ota::upstream_connection::{Finished, Upstream};
 
 /// How long a request may take to arrive, with the PROXY header before it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -29,9 +29,9 @@ use crate::net::event_loop::token::{self, OTA, OtaId, Role};
 use crate::net::log_limiter::LogLimiter;
 use crate::net::mqtt::transport::{HandshakeStep, Transport};
 use crate::net::ota::connection::{Connection, Progress, connection_mut};
-use crate::net::ota::container;
+use crate::net::ota::container_detection;
 use crate::net::ota::message::OtaResponse;
-use crate::net::ota::upstream::UpstreamClient;
+use crate::net::ota::upstream_connection::UpstreamClient;
 use crate::proto::address_key::AddressKey;
 use crate::proto::ota::ServerTime;
 use crate::proto::proxy_protocol::{MAX_V2_LEN, ProxySource};
@@ -81,7 +81,7 @@ impl OtaServer {
 
     pub(crate) fn new(listener: Option<TcpListener>, waker: Arc<Waker>) -> Self {
         Self {
-            in_container: listener.is_some() && container::is_container(),
+            in_container: listener.is_some() && container_detection::is_container(),
             listener,
             connections: Slab::new(),
             epoch: 0,

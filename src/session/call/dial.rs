@@ -12,7 +12,7 @@ use super::super::context::Context;
 use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, FramingState};
 use super::super::queue::{HeldItem, Speech};
-use super::super::server_cause::ServerCause;
+use super::super::server_failure_cause::ServerCause;
 use super::{Call, CallResult, CallState, DeviceIdentity, Outage};
 use crate::config::{ChatServerConfig, Config, OnDisconnect, Reconnect};
 use crate::proto::message;

@@ -9,7 +9,7 @@
 use super::BUSY;
 use crate::proto::identity::Mac;
 use crate::session::action::EndReason;
-use crate::session::relay::{RelayBody, RelayId, RelayMessage, RequestOutcome};
+use crate::session::device_call_relay::{RelayBody, RelayId, RelayMessage, RequestOutcome};
 
 /// The longest nickname, in characters, as the API takes it.
 const MAX_NICKNAME_CHARS: usize = 64;

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::proto::identity::Mac;
 use crate::session::action::EndReason;
-use crate::session::relay::{FarEnd, Place, RelayBody, RelayMessage, RequestOutcome};
+use crate::session::device_call_relay::{FarEnd, Place, RelayBody, RelayMessage, RequestOutcome};
 
 impl DeviceCallTable {
     /// For the other device of `mac`. At this place it takes effect at once, so the state of `mac` must be up to date.

@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::*;
 
+mod two_places;
+
 fn mac(n: u8) -> Mac {
     Mac::from([2, 0, 0, 0, 0, n])
 }

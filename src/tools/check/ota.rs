@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::report::Finding;
-use crate::admin::client_response::ResponseReader;
+use crate::admin::response_parser::ResponseReader;
 use crate::config::Config;
 use crate::proto::identity::{ClientId, Mac};
 use crate::proto::ota::{ENDPOINT_ALLOWED, Endpoint, TLS_PORT, VIA};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::report::Finding;
 use crate::config::{PublicIp, Udp, unreachable_kind};
 use crate::net::media::credentials::local_address;
-use crate::net::ota::container::is_container;
+use crate::net::ota::container_detection::is_container;
 use crate::tools::addresses::is_private;
 use crate::tools::step_report::StepState;
 

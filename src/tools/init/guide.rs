@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::OTA_PATH;
 use crate::config::{self, Config, DEFAULT_FILE, PublicIp, Source, unknown_variables};
 use crate::net::media::credentials::local_address;
-use crate::net::ota::container::is_container;
+use crate::net::ota::container_detection::is_container;
 use crate::proto::identity::{MacPrefix, MacPrefixes};
 use crate::tools::addresses::is_private;
 use crate::tools::language::{padded, translated};

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 
 use super::{Choices, parse_address, parse_macs, parse_server};
 use crate::net::media::credentials::local_address;
-use crate::net::ota::container::is_container;
+use crate::net::ota::container_detection::is_container;
 use crate::tools::terminal::Terminal;
 
 /// Asks for what the command line does not name, if somebody can answer.

@@ -67,7 +67,7 @@ const FILES: [&str; 98] = [
     "admin/auth.rs",
     "admin/body.rs",
     "admin/call_history.rs",
-    "admin/client_response.rs",
+    "admin/response_parser.rs",
     "admin/command_results.rs",
     "admin/device_setup.rs",
     "admin/dto.rs",
@@ -88,7 +88,7 @@ const FILES: [&str; 98] = [
     "config/environment.rs",
     "config/error.rs",
     "config/file.rs",
-    "config/kind.rs",
+    "config/value_kind.rs",
     "config/mod.rs",
     "config/node_config.rs",
     "config/ota.rs",
@@ -121,7 +121,7 @@ const FILES: [&str; 98] = [
     "net/mqtt/certificate_chain.rs",
     "net/mqtt/handshake.rs",
     "net/mqtt/watched_certificate.rs",
-    "net/ota/upstream.rs",
+    "net/ota/upstream_connection.rs",
     "proto/identity.rs",
     "proto/message.rs",
     "proto/message/hello.rs",
@@ -135,7 +135,7 @@ const FILES: [&str; 98] = [
     "session/call/text.rs",
     "session/core/connection.rs",
     "session/device_calls.rs",
-    "session/server_cause.rs",
+    "session/server_failure_cause.rs",
     "tools/check.rs",
     "tools/check/diagnosis.rs",
     "tools/check/ota.rs",
@@ -232,7 +232,7 @@ const OF_THE_SYSTEM: [&str; 27] = [
 
 #[test]
 fn the_catalogue_is_complete_and_has_nothing_else() {
-    let file = packed::CHINESE.text();
+    let file = compressed_texts::CHINESE.text();
     let catalogue = read_catalogue(&file);
     let translations: BTreeMap<_, _> =
         catalogue.iter().map(|(id, text)| (id.as_str(), text.as_str())).collect();

@@ -1,7 +1,7 @@
 //! Operators' denials of devices hold at all gateways: each tells the others what it was asked, and a new one what holds.
 
-use crate::admin::answer::Answer;
 use crate::admin::routes::Endpoint;
+use crate::admin::worker_answer::Answer;
 use crate::cluster::{GatewayId, Kind};
 use crate::net::admin::request::AdminRequest;
 use crate::net::gateway::Gateway;

@@ -14,7 +14,7 @@ use crate::logger::log_about;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::mqtt::connection::MqttConnection;
-use crate::net::mqtt::passed_on::PassedOn;
+use crate::net::mqtt::output_for_other_gateway::PassedOn;
 use crate::net::mqtt::transport::Transport;
 use crate::proto::identity::Mac;
 use crate::session::Core;

@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::admin::answer::Answer;
 use crate::admin::dto;
 use crate::admin::error::{ApiError, ErrorStyle};
-use crate::admin::passed_on::{PassedOn, decode_answer, encode_answer};
+use crate::admin::requests_between_gateways::{PassedOn, decode_answer, encode_answer};
 use crate::admin::response::Response;
 use crate::admin::routes::{Endpoint, Reach};
+use crate::admin::worker_answer::Answer;
 use crate::cluster::{ClusterState, GatewayId, Kind, Location, MAX_PAYLOAD};
 use crate::net::admin::request::{AdminRequest, AdminResponse, Answers};
 use crate::net::event_loop::io::{Io, TimerKind};

@@ -4,14 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::admin::answer::Answer;
 use crate::admin::gateway_answers::{GatewayAnswer, join, unknown};
-use crate::admin::passed_on::{PassedOn, decode_answer};
+use crate::admin::requests_between_gateways::{PassedOn, decode_answer};
 use crate::admin::response::Response;
 use crate::admin::routes::{Endpoint, Reach};
+use crate::admin::worker_answer::Answer;
 use crate::cluster::{ClusterState, GatewayId, Kind};
+use crate::net::admin::list_selection::Selection;
 use crate::net::admin::request::AdminRequest;
-use crate::net::admin::selection::Selection;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::cluster::requests::{MAX_ASKED, timeout_of};

@@ -1,8 +1,8 @@
 //! A message to many is sent some devices at a time, and few such messages wait.
 
 use super::*;
-use crate::admin::answer::Answer;
 use crate::admin::messages::MessageCounts;
+use crate::admin::worker_answer::Answer;
 use crate::net::gateway::broadcast::{BATCH, MAX_BROADCASTS};
 
 const BODY: &str = r#"{"to":"all","message":{"type":"alert"}}"#;

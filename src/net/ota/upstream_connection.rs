@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use mio::Waker;
 
-use crate::admin::client_response::ResponseReader;
 use crate::admin::http::Method;
+use crate::admin::response_parser::ResponseReader;
 use crate::config::{ChatServerConfig, HttpUrl};
 use crate::net::backend::dial::DialContext;
 use crate::net::backend::dialed_stream::{DialedStream, StreamProgress};

@@ -9,7 +9,7 @@ use crate::net::event_loop::token::{self, OtaId, Role};
 use crate::net::ota::connection::{Progress, connection_mut};
 use crate::net::ota::message::OtaRequest;
 use crate::net::ota::server::OtaServer;
-use crate::net::ota::upstream::{Asked, Upstream};
+use crate::net::ota::upstream_connection::{Asked, Upstream};
 
 /// Requests to the other server at once. Beyond that, devices get this gateway's own answer at once.
 const MAX_UPSTREAM_REQUESTS: usize = 64;

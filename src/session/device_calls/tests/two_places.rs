@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
-use super::*;
+use super::super::*;
 
 /// What the core of a device does.
 #[derive(Clone, Copy, Debug, PartialEq)]
