@@ -42,7 +42,10 @@ impl Certificate {
         let certificates = read("cert_file", cert_file)?;
         let key = read("key_file", key_file)?;
         if contains(&key, "ENCRYPTED") {
-            return Err(convert_key(key_file, "is encrypted"));
+            return Err(convert_key(
+                &format!("key_file: the key in {} is encrypted", key_file.display()),
+                key_file,
+            ));
         }
         build(&certificates, &key, cert_file, key_file, devices)
     }
@@ -73,11 +76,9 @@ const NONE_FOUND: &str = "there is none in it";
 
 /// What is wrong with a key that has to be converted: nobody can enter its password, or the system's TLS library does not support its
 /// format.
-fn convert_key(key_file: &Path, problem: &str) -> String {
+fn convert_key(problem: &str, key_file: &Path) -> String {
     let key = key_file.display();
-    format!(
-        "key_file: the key in {key} {problem}; convert it with: openssl pkcs8 -topk8 -nocrypt -in {key} -out {key}.pk8"
-    )
+    problem.to_owned() + &format!("; convert it with: openssl pkcs8 -topk8 -nocrypt -in {key} -out {key}.pk8")
 }
 
 fn contains(pem: &[u8], word: &str) -> bool {
@@ -100,7 +101,10 @@ fn build(
 ) -> Result<Certificate, String> {
     if !contains(key, "-----BEGIN PRIVATE KEY-----") {
         return Err(match contains(key, "PRIVATE KEY-----") {
-            true => convert_key(key_file, "is not in PKCS#8 form"),
+            true => {
+                let problem = format!("key_file: the key in {} is not in PKCS#8 form", key_file.display());
+                convert_key(&problem, key_file)
+            }
             false => no_key(key_file, NONE_FOUND),
         });
     }
