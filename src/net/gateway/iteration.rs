@@ -263,7 +263,7 @@ impl Gateway {
                 TimerKind::Restart => self.on_restart_timer(),
                 TimerKind::TrimMemory => self.trim_memory(),
                 #[cfg(feature = "cluster")]
-                TimerKind::AwaitOtherGateway(id) => self.stop_holding(id),
+                TimerKind::AwaitOtherGateway(id) => self.on_hold_timer(id),
                 #[cfg(feature = "cluster")]
                 TimerKind::Redis => self.on_redis_timer(tick),
                 #[cfg(feature = "cluster")]

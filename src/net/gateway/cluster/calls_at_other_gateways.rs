@@ -41,8 +41,8 @@ pub(crate) struct RemoteCalls {
 }
 
 /// A device whose packets wait.
-#[derive(Default)]
 struct Held {
+    until: Instant,
     /// The gateway whose answer is waited for.
     asked: Option<GatewayId>,
     /// Packets that were passed on to it too late, after the end of the call. They come first.
@@ -89,8 +89,8 @@ impl RemoteCalls {
         self.calls.contains_key(&id)
     }
 
-    pub(crate) fn hold(&mut self, id: SessionId) {
-        self.held.insert(id, Held::default());
+    pub(crate) fn hold(&mut self, id: SessionId, until: Instant) {
+        self.held.insert(id, Held { until, asked: None, returned: Vec::new() });
     }
 }
 
@@ -99,8 +99,17 @@ impl Gateway {
 
     /// The device has logged in: what it says waits until it is known whether another gateway has its call.
     pub(crate) fn hold_device(&mut self, id: SessionId) {
-        self.cluster.remote_calls.hold(id);
-        self.io.timers.arm(self.io.now + HOLD_TIME, TimerKind::AwaitOtherGateway(id));
+        let until = self.io.now + HOLD_TIME;
+        self.cluster.remote_calls.hold(id, until);
+        self.io.timers.arm(until, TimerKind::AwaitOtherGateway(id));
+    }
+
+    /// The device's packets may have waited long enough. The timer may be that of an earlier wait.
+    pub(crate) fn on_hold_timer(&mut self, id: SessionId) {
+        let held = self.cluster.remote_calls.held.get(&id);
+        if held.is_some_and(|held| held.until <= self.io.now) {
+            self.stop_holding(id);
+        }
     }
 
     /// Serves the device's packets from now on.

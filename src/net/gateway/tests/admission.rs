@@ -174,3 +174,23 @@ fn a_call_over_max_calls_is_a_recent_error() {
     harness.until("it is recorded", is_recorded);
     assert_eq!(harness.gateway.sessions.index.calls(), 1);
 }
+
+/// A call at another gateway that ended half a second after its device had logged in cost what the device said next.
+#[test]
+#[cfg(feature = "cluster")]
+fn a_wait_for_another_gateway_is_not_cut_short_by_the_timer_of_the_one_before() {
+    let mut harness = Harness::new(|_| {});
+    let (_client, id) = harness.online(&client_id(1));
+    let gateway = &mut harness.gateway;
+    let start = gateway.io.now;
+    gateway.hold_device(id);
+    gateway.stop_holding(id);
+    gateway.io.now = start + Duration::from_millis(400);
+    gateway.hold_device(id);
+    gateway.io.now = start + Duration::from_millis(510);
+    gateway.on_hold_timer(id);
+    assert!(gateway.cluster.remote_calls.holds(id), "the timer is that of the first wait");
+    gateway.io.now = start + Duration::from_millis(900);
+    gateway.on_hold_timer(id);
+    assert!(!gateway.cluster.remote_calls.holds(id));
+}
