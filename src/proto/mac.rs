@@ -15,15 +15,26 @@ impl Mac {
 
     /// `aa_bb_cc_dd_ee_ff`, the form in client ids and topics.
     pub fn underscored(&self) -> String {
-        let [a, b, c, d, e, f] = self.0;
-        format!("{a:02x}_{b:02x}_{c:02x}_{d:02x}_{e:02x}_{f:02x}")
+        self.written('_')
+    }
+
+    /// Each message to a device contains it, and a format string with six numbers takes twenty times as long.
+    fn written(&self, separator: char) -> String {
+        let mut text = String::with_capacity(3 * self.0.len());
+        for byte in self.0 {
+            let digits =
+                [byte >> 4, byte & 0xf].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]));
+            text.extend(digits);
+            text.push(separator);
+        }
+        text.pop();
+        text
     }
 }
 
 impl fmt::Display for Mac {
     fn fmt(&self, fmt: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, f] = self.0;
-        write!(fmt, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+        fmt.write_str(&self.written(':'))
     }
 }
 
