@@ -4,6 +4,7 @@
 //! ```text
 //! cargo bench --bench instructions               compares with counts.json; exit code 1 if one is a tenth more
 //! cargo bench --bench instructions -- --update   writes counts.json
+//! cargo bench --bench instructions -- --misses   cache misses of a packet with 1,000 calls, which do not fit the modelled caches
 //! ```
 //!
 //! It needs valgrind, which counts them.
@@ -22,16 +23,21 @@ use mqtt_websocket_proxy::proto::audio::{HEADER_LEN, MAX_PAYLOAD};
 
 use self::call_fixture::{CallFixture, audio_frame, datagram, send_frame};
 
+/// Packets of 1,000 calls in turn.
+const MANY_CALLS: [&str; 2] = ["packets up", "packets down"];
 const SCRIPTS: [&str; 3] = ["packet up", "packet down", "call set-up"];
 /// The difference between a short and a long run is without what happens once.
 const RUNS: [u32; 2] = [100, 600];
 /// Compilers and C libraries differ by a little.
 const TOLERANCE: f64 = 0.1;
+/// As many as do not fit the modelled caches.
+const CALLS: u32 = 1_000;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match &args[..] {
         [role, script, times] if role == "script" => run(script, times.parse().unwrap()),
+        _ if args.iter().any(|arg| arg == "--misses") => print_misses(),
         _ => compare(args.iter().any(|arg| arg == "--update")),
     }
 }
@@ -77,6 +83,49 @@ fn count(script: &str, times: u32) -> u64 {
     collected.unwrap_or_else(|| panic!("valgrind failed: {log}"))
 }
 
+/// Prints how many reads and writes of a packet miss the caches that cachegrind models: 32 KiB, and 1 MiB of the last level.
+fn print_misses() {
+    for script in MANY_CALLS {
+        // The first packets of a call are without.
+        let [short, long] = [3, 13].map(|times| {
+            let output = Command::new("valgrind")
+                .args(["--tool=cachegrind", "--cache-sim=yes", "--cachegrind-out-file=/dev/null"])
+                .args(["--D1=32768,8,64", "--LL=1048576,16,64"])
+                .arg(std::env::current_exe().unwrap())
+                .args(["script", script, &times.to_string()])
+                .output()
+                .unwrap();
+            let log = String::from_utf8_lossy(&output.stderr).replace(',', "");
+            ["D1  misses:", "LLd misses:"].map(|name| {
+                let count = log.lines().find_map(|line| line.split_once(name)?.1.split_whitespace().next());
+                count.unwrap_or_else(|| panic!("valgrind failed: {log}")).parse::<f64>().unwrap()
+            })
+        });
+        let each = |i: usize| (long[i] - short[i]) / (10.0 * f64::from(CALLS));
+        println!("{script:12} {:5.1} misses of the first level, {:5.1} of the last", each(0), each(1));
+    }
+}
+
+/// `times` packets in each of many calls, by turns.
+fn run_many(script: &str, times: u32) {
+    let mut cores: Vec<_> = (0..CALLS).map(|_| CallFixture::new().into_core()).collect();
+    let mut call = CallFixture::new();
+    let (frame, mut out) = (audio_frame(), [0; HEADER_LEN + MAX_PAYLOAD]);
+    for sequence in 1..=times {
+        let packet = datagram(sequence);
+        call.wait();
+        for core in &mut cores {
+            call.swap_core(core);
+            if script == "packets up" || sequence == 1 {
+                call.uplink(&mut packet.clone());
+            } else {
+                call.downlink_now(black_box(&frame), &mut out);
+            }
+            call.swap_core(core);
+        }
+    }
+}
+
 fn run(script: &str, times: u32) {
     let mut call = CallFixture::new();
     match script {
@@ -95,6 +144,7 @@ fn run(script: &str, times: u32) {
                 call.downlink(black_box(&frame), &mut out);
             }
         }
+        script if MANY_CALLS.contains(&script) => run_many(script, times),
         _ => (0..times).for_each(|_| drop(black_box(CallFixture::new()))),
     }
 }

@@ -72,9 +72,27 @@ impl CallFixture {
         self.core.uplink(from, datagram, &self.config, self.now).unwrap();
     }
 
+    /// Lets another core in a call take the place of this one.
+    pub(crate) fn swap_core(&mut self, core: &mut Core) {
+        std::mem::swap(&mut self.core, core);
+    }
+
+    pub(crate) fn into_core(self) -> Core {
+        self.core
+    }
+
     pub(crate) fn downlink(&mut self, frame: &[u8], out: &mut [u8]) {
-        // In real time, so that no frame waits.
+        self.wait();
+        self.downlink_now(frame, out);
+    }
+
+    /// The time of one packet passes.
+    pub(crate) fn wait(&mut self) {
         self.now += Duration::from_millis(60);
+    }
+
+    /// Frames that follow in real time do not wait.
+    pub(crate) fn downlink_now(&mut self, frame: &[u8], out: &mut [u8]) {
         let space = FrameSpace { datagram: out, room: usize::MAX };
         let sealed = self.core.downlink(frame, space, &self.config, &mut self.servers, self.now);
         assert!(sealed.unwrap().is_some());
