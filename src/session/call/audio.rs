@@ -11,7 +11,7 @@ use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, Decrypted, FramingState, Received};
 use super::super::queue::{HeldItem, Speech};
 use super::super::server_health::ServerHealth;
-use super::{Attachment, Call, CallResult, CallState};
+use super::{Attachment, Call, CallResult, CallState, HeldAudio};
 use crate::config::{Config, Framing as FramingSetting};
 use crate::proto::audio;
 
@@ -227,7 +227,9 @@ impl Call {
         self.server_sent_early_media |= is_early;
         let frames = self.held.frames() + self.cold.as_ref().map_or(0, |cold| cold.early.frames());
         if frames >= self.playout.frames_in(HELD_AUDIO_MAX) || audio.bytes() > room {
-            self.held_audio_full = true;
+            if self.held_audio == HeldAudio::Fits {
+                self.held_audio = HeldAudio::Full;
+            }
             return self.count_dropped(DropReason::HeldFull);
         }
         match is_early {
@@ -273,7 +275,8 @@ impl Call {
         if self.session_id.is_none() {
             return Ok(());
         }
-        if self.held_audio_full && !std::mem::replace(&mut self.held_audio_full_logged, true) {
+        if self.held_audio == HeldAudio::Full {
+            self.held_audio = HeldAudio::FullLogged;
             cx.log(LogEvent::HeldAudioFull);
         }
         self.deadlines.clear(CallTimer::Playout);
