@@ -2,16 +2,14 @@
 
 use std::fmt;
 
-use aes::Aes128Enc;
-use aes::cipher::{Array, InnerIvInit, KeyInit, StreamCipherCore};
-use ctr::{CtrCore, flavors};
+use mqtt_websocket_proxy_cipher::Key;
 
 /// A call's AES-128 key, expanded once.
 pub struct Cipher(Implementation);
 
 enum Implementation {
     /// The crate `aes`: by the instructions of the processor, else in software without tables.
-    Crate(Aes128Enc),
+    Crate(Key),
     /// OpenSSL's code for processors with NEON but without AES instructions.
     #[cfg(openssl_cipher)]
     OpenSsl(openssl_cipher::Context),
@@ -30,7 +28,7 @@ impl Cipher {
     }
 
     fn with_crate(key: &[u8; 16]) -> Self {
-        Self(Implementation::Crate(Aes128Enc::new(key.into())))
+        Self(Implementation::Crate(Key::new(key)))
     }
 
     /// Encrypts or decrypts `data` in place in counter mode, with a 128-bit big-endian counter that starts at `iv`.
@@ -52,12 +50,12 @@ impl fmt::Debug for Cipher {
 /// Both implementations process so many bytes, eight blocks, at once, or a part of them. An ordinary packet is one such batch.
 const BATCH: usize = 128;
 
-fn apply_by_crate(key: &Aes128Enc, iv: &[u8; 16], data: &mut [u8]) {
+fn apply_by_crate(key: &Key, iv: &[u8; 16], data: &mut [u8]) {
     /// AES in software processes two blocks at once, on 64 bits four, and one block takes as long as all.
     const STEP: usize = if cfg!(target_pointer_width = "64") { 64 } else { 32 };
 
-    let mut keystream = CtrCore::<&Aes128Enc, flavors::Ctr128BE>::inner_iv_init(key, iv.into());
-    in_batches(data, STEP, |batches| keystream.apply_keystream_blocks(Array::slice_as_chunks_mut(batches).0));
+    let mut keystream = key.keystream(iv);
+    in_batches(data, STEP, |batches| keystream.apply(batches));
 }
 
 /// Calls `apply` for all whole batches in place, then for the rest, padded to a multiple of `step`.
@@ -129,8 +127,8 @@ mod tests {
 
     /// AES block by block, with a counter of its own.
     fn reference(key: &[u8; 16], iv: &[u8; 16], data: &mut [u8]) {
-        use aes::cipher::BlockCipherEncrypt;
-        let key = Aes128Enc::new(key.into());
+        use aes::cipher::{BlockCipherEncrypt, KeyInit};
+        let key = aes::Aes128Enc::new(key.into());
         for (i, block) in data.chunks_mut(16).enumerate() {
             let mut keystream = u128::from_be_bytes(*iv).wrapping_add(i as u128).to_be_bytes().into();
             key.encrypt_block(&mut keystream);
