@@ -27,6 +27,8 @@ use pico_args::Arguments;
 use crate::args::{Command, RunOptions};
 
 mod args;
+#[cfg(small)]
+mod no_unwinding;
 
 /// How long calls may take to end after the first signal to stop.
 const STOP_GRACE: Duration = Duration::from_secs(3);

@@ -239,9 +239,9 @@ fn every_test_that_the_threat_model_names_exists() {
     }
 }
 
-/// The compiler denies `unsafe` everywhere else; each use has a SAFETY comment.
+/// The compiler denies `unsafe` everywhere else; each block has a SAFETY comment, and one module defines two C symbols.
 #[test]
-fn unsafe_code_is_denied_except_in_two_modules() {
+fn unsafe_code_is_denied_except_in_three_modules() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
     assert!(manifest.contains("\n[lints.rust]\nunsafe_code = \"deny\"\n"), "the compiler holds it");
@@ -254,8 +254,9 @@ fn unsafe_code_is_denied_except_in_two_modules() {
         }
     }
     allowed.sort();
-    let two = ["src/net/event_loop/tls_sessions.rs", "src/net/gateway/memory_trim.rs"];
-    assert_eq!(allowed, two.map(|file| root.join(file)));
+    let three =
+        ["src/net/event_loop/tls_sessions.rs", "src/net/gateway/memory_trim.rs", "src/no_unwinding.rs"];
+    assert_eq!(allowed, three.map(|file| root.join(file)));
 }
 
 #[test]
