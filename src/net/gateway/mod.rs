@@ -8,7 +8,7 @@ pub(crate) mod backend_events;
 pub(crate) mod broadcast;
 pub(crate) mod call_log;
 pub(crate) mod check_requests;
-#[cfg_attr(not(feature = "cluster"), path = "cluster/absent.rs")]
+#[cfg_attr(not(feature = "cluster"), path = "cluster/without_cluster.rs")]
 pub(crate) mod cluster;
 pub(crate) mod core_actions;
 pub(crate) mod dashboard_requests;
