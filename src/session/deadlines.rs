@@ -29,6 +29,14 @@ pub(super) struct CallTime(u32);
 
 impl CallTime {
     pub(super) const START: Self = Self(0);
+
+    /// So long after the start.
+    pub(super) fn after(since_start: Duration) -> Self {
+        // Cheap, since each packet sets one.
+        let ms = since_start.as_secs().saturating_mul(1000);
+        let ms = ms.saturating_add(since_start.subsec_nanos().div_ceil(1_000_000).into());
+        Self(u32::try_from(ms).unwrap_or(u32::MAX))
+    }
 }
 
 /// The timers of a call.
@@ -106,23 +114,22 @@ impl Deadlines {
     }
 
     pub(super) fn time(&self, at: Instant) -> CallTime {
-        CallTime(self.millis_until(at).min(u32::MAX.into()) as u32)
+        CallTime::after(at.saturating_duration_since(self.start))
     }
 
     pub(super) fn instant(&self, time: CallTime) -> Instant {
         self.start + Duration::from_millis(time.0.into())
     }
 
-    /// Since the start, rounded up.
-    fn millis_until(&self, at: Instant) -> u128 {
-        (at.saturating_duration_since(self.start) + Duration::from_nanos(999_999)).as_millis()
-    }
-
     /// A deadline more than 49 days after the call's start is shortened to that.
     pub(super) fn set(&mut self, timer: CallTimer, at: Instant) {
-        // Cheap, since each datagram for the device postpones the keep-alive.
-        let after = u32::try_from(self.millis_until(at) + 1).unwrap_or(u32::MAX);
-        self.offsets_ms[timer as usize] = NonZeroU32::new(after);
+        self.set_after(timer, at.saturating_duration_since(self.start));
+    }
+
+    /// The same for a deadline so long after the call's start.
+    pub(super) fn set_after(&mut self, timer: CallTimer, since_start: Duration) {
+        let CallTime(ms) = CallTime::after(since_start);
+        self.offsets_ms[timer as usize] = Some(NonZeroU32::MIN.saturating_add(ms));
     }
 
     pub(super) fn clear(&mut self, timer: CallTimer) {

@@ -7,7 +7,7 @@ use super::super::action::{
     Action, Counter, DropReason, Encrypted, EndReason, LogEvent, RefusedDatagrams, UdpPeer,
 };
 use super::super::context::Context;
-use super::super::deadlines::CallTimer;
+use super::super::deadlines::{CallTime, CallTimer};
 use super::super::media::{ClassifiedFrame, Decrypted, FramingState, Received};
 use super::super::queue::{HeldItem, Speech};
 use super::super::server_health::ServerHealth;
@@ -80,13 +80,13 @@ impl Call {
             .media
             .receive(from, datagram, config.udp.peer_policy, now)
             .inspect_err(|reason| self.count_refused(*reason, from.addr))?;
-        self.last_activity = self.deadlines.time(now);
+        let age = self.age(now);
+        self.last_activity = CallTime::after(age);
         self.heard_since_listen |= self.media.has_audio;
         let (Received::Path { peer_learned } | Received::Packet(Decrypted { peer_learned, .. })) = received;
         let device_heard = peer_learned || self.awaits_proof();
         match received {
             Received::Packet(decrypted) => {
-                let age = self.age(now);
                 self.media.quality.on_uplink(decrypted.sequence, self.media.counts.lost, age);
                 self.forward(&decrypted, device_heard, datagram)
             }
@@ -158,7 +158,8 @@ impl Call {
         if !self.has_server() {
             return self.count_dropped(DropReason::NoServer);
         }
-        self.on_server_message(now);
+        let age = self.age(now);
+        self.on_server_message(age);
         let fixed = self.server.as_ref().is_some_and(|server| server.framing != FramingSetting::Auto);
         let before = self.media.framing;
         self.media.learn_framing(frame, fixed);
@@ -168,7 +169,6 @@ impl Call {
             servers.learn_framing(server, framing);
         }
         let is_early = self.state == CallState::AwaitingHello;
-        let age = self.age(now);
         let (timestamp, opus) = match self.media.classify(frame, age) {
             ClassifiedFrame::Bad => return self.count_dropped(DropReason::BadFrame),
             ClassifiedFrame::Undecided if self.hold_expired && !is_early => {
@@ -191,7 +191,7 @@ impl Call {
         let peer = self.media.destination(self.is_listening, now).or_else(|why| self.count_dropped(why))?;
         self.note_frame(now);
         self.playout.on_frame(false, &config.udp, now);
-        Ok(Some(self.encrypt(peer, (timestamp, opus), space.datagram, config, now)))
+        Ok(Some(self.encrypt(peer, (timestamp, opus), space.datagram, config, age)))
     }
 
     /// A frame of the server leaves now.
@@ -208,10 +208,9 @@ impl Call {
         (timestamp, opus): (u32, &[u8]),
         out: &mut [u8],
         config: &Config,
-        now: Instant,
+        age: Duration,
     ) -> Encrypted {
-        self.postpone_keep_alive(config, now);
-        let age = self.age(now);
+        self.postpone_keep_alive(config, age);
         self.media.quality.on_downlink(self.media.counts.lost, age);
         self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, out)
     }
@@ -367,26 +366,27 @@ impl Call {
         };
         self.note_frame(cx.now);
         self.playout.on_frame(true, &cx.config.udp, cx.now);
-        self.last_activity = self.deadlines.time(cx.now);
+        let age = self.age(cx.now);
+        self.last_activity = CallTime::after(age);
         let mut datagram = vec![0; audio::HEADER_LEN + opus.len()];
-        let encrypted = self.encrypt(peer, (timestamp, opus), &mut datagram, cx.config, cx.now);
+        let encrypted = self.encrypt(peer, (timestamp, opus), &mut datagram, cx.config, age);
         cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
     }
 
     /// A datagram is sent to the device. There is no keep-alive without the flags, since its counter block could then be that of an
     /// uplink packet with the sequence 0.
-    pub(super) fn postpone_keep_alive(&mut self, config: &Config, now: Instant) {
+    pub(super) fn postpone_keep_alive(&mut self, config: &Config, age: Duration) {
         let interval = config.udp.keep_alive;
         if interval.is_zero() || !config.udp.downlink_flags {
             self.deadlines.clear(CallTimer::KeepAlive);
         } else {
-            self.deadlines.set(CallTimer::KeepAlive, now + interval);
+            self.deadlines.set_after(CallTimer::KeepAlive, age + interval);
         }
     }
 
     /// Routers and relays between gateway and device forget the path when nothing was sent for a while.
     pub(super) fn send_keep_alive(&mut self, cx: &mut Context<'_>) {
-        self.postpone_keep_alive(cx.config, cx.now);
+        self.postpone_keep_alive(cx.config, self.age(cx.now));
         let wanted = self.deadlines.is_set(CallTimer::KeepAlive) && !self.is_closing();
         let peer = self.media.destination(self.is_listening, cx.now);
         let Some(peer) = peer.ok().filter(|_| wanted) else { return };

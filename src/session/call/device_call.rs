@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::super::action::{DropReason, Encrypted};
 use super::super::context::Context;
-use super::super::deadlines::CallTimer;
+use super::super::deadlines::{CallTime, CallTimer};
 use super::super::queue::{Speech, TextQueue};
 use super::{Call, CallResult, CallState};
 use crate::config::Config;
@@ -95,7 +95,8 @@ impl Call {
         now: Instant,
     ) -> Result<Encrypted, DropReason> {
         // A device that only listens is not idle either.
-        self.last_activity = self.deadlines.time(now);
+        let age = self.age(now);
+        self.last_activity = CallTime::after(age);
         let peer = match self.state {
             CallState::InDeviceCall if self.playout.next_frame_at(false, &config.udp) > now => {
                 // The device has not handled its `tts start` yet.
@@ -105,7 +106,7 @@ impl Call {
             _ => Err(DropReason::NoPeer),
         };
         let peer = peer.or_else(|why| self.count_dropped(why))?;
-        Ok(self.encrypt(peer, (0, opus), out, config, now))
+        Ok(self.encrypt(peer, (0, opus), out, config, age))
     }
 
     /// Encrypts silence for a device that is calling another one.
@@ -119,7 +120,7 @@ impl Call {
             (Some(peer), Some(cold)) if self.state == CallState::Ringing => {
                 let sealed =
                     self.media.encrypt(peer, 0, &cold.silence_packet, config.udp.downlink_flags, out);
-                self.postpone_keep_alive(config, now);
+                self.postpone_keep_alive(config, self.age(now));
                 Ok(sealed)
             }
             _ => Err(DropReason::NoPeer),

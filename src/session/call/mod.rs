@@ -247,7 +247,7 @@ impl Call {
         self.deadlines.start()
     }
 
-    fn age(&self, now: Instant) -> Duration {
+    pub(super) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.started_at())
     }
 
@@ -392,9 +392,9 @@ impl Call {
         self.server_last_seen = self.deadlines.time(now);
     }
 
-    /// The server sent a text or audio.
-    pub(super) fn on_server_message(&mut self, now: Instant) {
-        self.server_last_seen = self.deadlines.time(now);
+    /// The server sent a text or audio, so long after the call's start.
+    pub(super) fn on_server_message(&mut self, age: Duration) {
+        self.server_last_seen = CallTime::after(age);
         self.last_activity = self.server_last_seen;
         self.speech_ended = false;
         self.forget_last_words();

@@ -75,7 +75,7 @@ impl Call {
         cx.log(LogEvent::CallStarted { session_id: id, url, after });
         self.last_activity = self.deadlines.time(cx.now);
         self.update_idle_deadline(cx.config);
-        self.postpone_keep_alive(cx.config, cx.now);
+        self.postpone_keep_alive(cx.config, after);
         if self.is_listening {
             self.expect_audio(cx);
         }
@@ -132,7 +132,8 @@ impl Call {
         device: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
-        self.on_server_message(cx.now);
+        let age = self.age(cx.now);
+        self.on_server_message(age);
         let speech = match (&*peek.kind, peek.state.as_deref()) {
             ("tts", Some("start")) => Some(Speech::Start),
             ("tts", Some("stop")) => Some(Speech::Stop),
@@ -140,7 +141,6 @@ impl Call {
             _ => None,
         };
         self.speech_ended = speech == Some(Speech::Stop);
-        let age = self.age(cx.now);
         if peek.kind == "stt" {
             self.greeted_redials = 0;
             self.media.quality.on_recognized(age);

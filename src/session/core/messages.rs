@@ -219,7 +219,7 @@ impl Core {
     /// The chat server sent a text message.
     pub fn on_backend_text(&mut self, text: &str, cx: &mut Context<'_>) {
         let Some(call) = self.call.as_mut().filter(|call| call.has_server()) else { return };
-        call.on_server_message(cx.now);
+        call.on_server_message(call.age(cx.now));
         let Ok(peek) = message::peek(text, Reader::Device) else {
             call.on_server_words(text);
             cx.count(Counter::BadServerText);
