@@ -1,10 +1,10 @@
 //! Without the feature `cluster`, a gateway is on its own.
 
-use crate::admin::worker_answer::Answer;
 use crate::admin::gateways::{ClusterDto, GatewayDto, GatewayList};
+use crate::admin::worker_answer::Answer;
 use crate::config::Config;
-use crate::net::admin::request::{AdminRequest, AdminResponse};
 use crate::net::admin::list_selection::Selection;
+use crate::net::admin::request::{AdminRequest, AdminResponse};
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
