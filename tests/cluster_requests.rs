@@ -140,6 +140,27 @@ fn without_redis_a_device_of_another_gateway_is_unknown_and_never_offline() {
 }
 
 #[test]
+fn a_decision_about_a_device_made_without_redis_reaches_the_other_gateways_when_it_is_back() {
+    if !is_installed() {
+        return;
+    }
+    const MAC: &str = "02:00:00:00:00:77";
+    let mut service = Service::start(&["one", "two"], |_| {});
+    for (method, denied) in [("PUT", json!([MAC])), ("DELETE", json!([]))] {
+        service.redis.kill();
+        let one = &service.gateways[0];
+        one.wait_for("GET", "/api/gateways", |(_, list)| list["cluster"]["state"] == "unreachable");
+        assert_eq!(one.call(method, &format!("/api/denied/{MAC}"), None).0, 200);
+        service.redis.restart();
+        let told = |(_, list): &(u16, Value)| list["denied"] == denied;
+        service.gateways[1].wait_for("GET", "/api/denied", told);
+        service.gateways[0]
+            .wait_for("GET", "/api/gateways", |(_, list)| list["cluster"]["state"] == "connected");
+        assert!(told(&service.gateways[0].get("/api/denied")));
+    }
+}
+
+#[test]
 fn a_device_of_a_gateway_that_was_killed_is_not_connected_at_once_and_of_one_that_hangs_is_unknown() {
     if !is_installed() {
         return;

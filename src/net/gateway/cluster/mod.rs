@@ -56,6 +56,8 @@ pub(crate) struct ClusterPart {
     pub(crate) gatherings: HashMap<u64, Gathering>,
     /// Calls between devices of this gateway and of others.
     pub(crate) calls: CallsWithGateways,
+    /// What operators have decided about devices here.
+    decisions: denials::RecentDecisions,
     /// Lines about other gateways, which anybody may announce who can write to Redis.
     peer_log: LogLimiter<()>,
 }
@@ -72,6 +74,7 @@ impl Default for ClusterPart {
             requests: GatewayRequests::default(),
             gatherings: HashMap::new(),
             calls: CallsWithGateways::default(),
+            decisions: denials::RecentDecisions::default(),
             peer_log: LogLimiter::new(10, Duration::from_secs(1)),
         }
     }
@@ -152,6 +155,9 @@ impl Gateway {
     pub(crate) fn on_redis_timer(&mut self, tick: u64) {
         self.announce_info();
         self.cluster.client.on_timer(tick, &mut self.io);
+        if self.cluster.client.state() == ClusterState::Connected {
+            self.repeat_decisions();
+        }
     }
 
     /// At the end of an iteration, before all else is written.
@@ -242,8 +248,8 @@ impl Gateway {
             Some(Kind::Answer) => self.on_answer_of_gateway(from, id, payload, true),
             Some(Kind::CallMessage) => self.on_call_message(from, payload),
             Some(Kind::CallAudio) => self.on_call_audio(from, payload),
-            Some(Kind::Denied) => self.on_denied_elsewhere(payload, true),
-            Some(Kind::Allowed) => self.on_denied_elsewhere(payload, false),
+            Some(Kind::Denied) => self.on_denied_elsewhere(payload, true, id),
+            Some(Kind::Allowed) => self.on_denied_elsewhere(payload, false, id),
             Some(Kind::CallsLost) => self.on_gateways_lost(Some(from)),
             // Of a later version, or of nobody who belongs here.
             None => {}
