@@ -26,7 +26,8 @@ const NOT_A_BALANCER: [u8; 4] = [127, 0, 0, 6];
 
 fn gateway<U: AsRef<str>>(urls: &[U], change: impl FnOnce(&mut Config)) -> Running {
     gateway_with(urls, |config| {
-        config.mqtt.proxy_protocol_from = vec!["127.0.0.5".parse().unwrap()];
+        config.mqtt.proxy_protocol_from =
+            ["127.0.0.5", "127.0.0.8", "127.0.0.9"].map(|balancer| balancer.parse().unwrap()).to_vec();
         change(config);
     })
 }
@@ -55,7 +56,12 @@ fn v2_header_ipv6(client: &str) -> Vec<u8> {
 
 /// A connection from the balancer that has sent this.
 fn connect_with_header(gateway: &Running, header: &[u8]) -> TcpStream {
-    let mut tcp = connect_from(BALANCER, gateway.addresses().mqtt);
+    connect_with_header_from(BALANCER, gateway, header)
+}
+
+/// The same from a balancer of this test alone, which counts the log's lines about it.
+fn connect_with_header_from(balancer: [u8; 4], gateway: &Running, header: &[u8]) -> TcpStream {
+    let mut tcp = connect_from(balancer, gateway.addresses().mqtt);
     tcp.set_nodelay(true).unwrap();
     tcp.set_read_timeout(Some(TIMEOUT)).unwrap();
     tcp.write_all(header).unwrap();
@@ -129,11 +135,11 @@ fn who_must_and_who_must_not_send_a_proxy_header() {
         assert_closed(tcp);
     }
     // The balancer must send a valid header.
-    let mut log = LogCapture::containing("[127.0.0.5]");
+    let mut log = LogCapture::containing("[127.0.0.8]");
     let long = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..], &[0; 300]].concat();
     let endless = [b"PROXY TCP4 ".to_vec(), vec![b'1'; 300]].concat();
     for bytes in [&Connect::new(&client_id(1)).packet()[..], b"PROXY TCP4 1.2.3.4\r\n", &long, &endless] {
-        assert_closed(connect_with_header(&gateway, bytes));
+        assert_closed(connect_with_header_from([127, 0, 0, 8], &gateway, bytes));
     }
     let line = log.wait_for_line("mqtt.proxy_protocol_from");
     assert!(
@@ -145,13 +151,14 @@ fn who_must_and_who_must_not_send_a_proxy_header() {
 
 #[test]
 fn a_health_check_is_neither_counted_nor_logged() {
+    const OWN_BALANCER: [u8; 4] = [127, 0, 0, 9];
     let gateway = gateway(&NO_SERVERS, |_| {});
-    let mut log = LogCapture::containing("127.0.0.5");
+    let mut log = LogCapture::containing("127.0.0.9");
     for bytes in [&b""[..], b"PROXY UNKNOWN\r\n", &v2_header(0, [0; 4], &[]), b"PROXY TC"] {
-        drop(connect_with_header(&gateway, bytes));
+        drop(connect_with_header_from(OWN_BALANCER, &gateway, bytes));
     }
     // A device behind such a header has the balancer's own address.
-    let mut tcp = connect_with_header(&gateway, &v2_header(0, [192, 0, 2, 9], &[]));
+    let mut tcp = connect_with_header_from(OWN_BALANCER, &gateway, &v2_header(0, [192, 0, 2, 9], &[]));
     tcp.write_all(&Connect::new(&client_id(3)).packet()).unwrap();
     assert_eq!(Client::from(tcp).packet().body, [0, 0]);
     log.wait_for_line(&client_id(3));
