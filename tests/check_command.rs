@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::chat_server::{ChatServer, Message, Peer, audio_frame};
-use support::closed_port;
 use support::process::Folder;
+use support::refusing_port;
 use support::tls::{CertificateAuthority, CertifiedKey, new_key};
 
 const MAC: &str = "02:63:68:65:63:6b";
@@ -143,7 +143,7 @@ fn the_built_in_echo_server_passes() {
 
 #[test]
 fn a_dead_server_is_named() {
-    let closed = closed_port();
+    let closed = refusing_port();
     let url = format!("ws://{closed}/x?from=mqtt_gateway");
     let outcome = check_config(&config(json!([url])));
     let nothing = format!("nothing listens on {} port", closed.ip());
@@ -711,7 +711,7 @@ fn an_unusable_configuration_is_reported_in_full_and_nothing_is_dialled() {
 #[test]
 fn the_human_readable_table_goes_to_stdout() {
     let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
-    let dead = format!("ws://{}/", closed_port());
+    let dead = format!("ws://{}/", refusing_port());
     let servers = json!([format!("{}?from=mqtt_gateway", echo.url()), dead]);
     let folder = Folder::new().with_file("gateway.json", config(servers).to_string());
     let output = folder.run("check -c gateway.json", &[]);

@@ -22,7 +22,7 @@ use support::host::wait_until;
 use support::http::http_call;
 use support::model::{DeviceState, Event, Firmware, ListeningMode, Screen, Version};
 use support::real_time::assert_in_real_time;
-use support::{TIMEOUT, closed_port, config, gateway_with, process_loopback_ip, remaining};
+use support::{TIMEOUT, config, gateway_with, process_loopback_ip, refusing_port, remaining};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const FRAME: Duration = Duration::from_millis(60);
@@ -716,7 +716,7 @@ fn assert_reason_stays(scene: &Scene) {
 #[test]
 fn without_a_chat_server_the_reason_stays_on_the_screen() {
     for_each(&Version::ALL, |version| {
-        let unreachable = format!("ws://{}/?from=mqtt_gateway", closed_port()).parse().unwrap();
+        let unreachable = format!("ws://{}/?from=mqtt_gateway", refusing_port()).parse().unwrap();
         let scene = Scene::with_config(version, |config| {
             config.websocket.production = vec![std::sync::Arc::new(unreachable)];
         });

@@ -21,7 +21,7 @@ use support::chat_server::ChatServer;
 use support::device::{Device, HELLO, client_id, mac};
 use support::http::{http_call, metric_sum};
 use support::log_capture::LogCapture;
-use support::{TIMEOUT, closed_port, gateway_with};
+use support::{TIMEOUT, gateway_with, refusing_port};
 
 const GOODBYE: &str = r#"{"type":"goodbye"}"#;
 const LISTEN: &str = r#"{"type":"listen","state":"start","mode":"auto"}"#;
@@ -167,7 +167,7 @@ fn assert_described(schemas: &Value, schema: &Value, value: &Value) {
 #[test]
 fn calls_are_as_the_description_of_the_api_says() {
     let server = ChatServer::start();
-    let down = format!("ws://{}/", closed_port());
+    let down = format!("ws://{}/", refusing_port());
     let gateway = gateway_with(&[down, server.url()], |config| config.websocket.order = ServerOrder::First);
     let api = Api::of(&gateway);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
@@ -254,7 +254,7 @@ fn a_firewall_that_drops_udp() {
 
 #[test]
 fn chat_servers_that_are_down() {
-    let urls = [closed_port(), closed_port()].map(|addr| format!("ws://{addr}/chat"));
+    let urls = [refusing_port(), refusing_port()].map(|addr| format!("ws://{addr}/chat"));
     let gateway = gateway_with(&urls, |config| config.websocket.order = ServerOrder::First);
     let api = Api::of(&gateway);
     let mut device = Device::connect(gateway.addresses().mqtt, 4);

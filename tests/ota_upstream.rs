@@ -15,7 +15,7 @@ use support::http::{RawClient, http_call};
 use support::log_capture::LogCapture;
 use support::mqtt::Client;
 use support::ota::{BODY, ask, connect, request, with_key};
-use support::{TIMEOUT, closed_port, config, gateway_with};
+use support::{TIMEOUT, config, gateway_with, refusing_port};
 
 fn gateway(upstream: &str) -> Running {
     gateway_with(&["ws://127.0.0.1:9/"], |config| {
@@ -206,7 +206,7 @@ fn a_console_that_is_away_or_silent_is_not_waited_for_without_end() {
     let (silent, silent_addr) = listener();
     let (_unfinished, unfinished_addr) = listener();
     let consoles = [
-        (format!("http://{}/", closed_port()), "refused"),
+        (format!("http://{}/", refusing_port()), "refused"),
         ("http://does-not-exist.invalid/".to_owned(), "cannot resolve"),
         (format!("http://{silent_addr}/"), "no answer in 5 s"),
         (

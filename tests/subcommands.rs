@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 use std::thread;
 
 use serde_json::{Value, json};
-use support::closed_port;
 use support::command::{connack_code, file, login};
 use support::http::http_call;
 use support::process::Folder;
+use support::refusing_port;
 
 #[test]
 fn the_demo_shows_a_call_that_works() {
@@ -89,7 +89,7 @@ fn probe_and_its_exit_code_report_what_works() {
             assert!(stdout.contains('4') && !stdout.contains(KEY), "{stdout}");
         });
         scope.spawn(|| {
-            let (code, stdout, _) = probe(format!("probe {}", closed_port()));
+            let (code, stdout, _) = probe(format!("probe {}", refusing_port()));
             assert_eq!(code, Some(1), "{stdout}");
             assert!(stdout.contains("refused"), "{stdout}");
         });

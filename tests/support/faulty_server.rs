@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use super::chat_server::{ChatServer, Message, Peer, upgrade_response};
-use super::closed_port;
 use super::device::{Device, HELLO};
+use super::refusing_port;
 
 /// How a chat server fails before its hello.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +60,7 @@ pub const STALLING_FAULTS: [ServerFault; 5] = [
 /// The URL of a server with this fault, and what must be kept alive for it.
 pub fn start_faulty_server(fault: ServerFault) -> (String, Vec<Box<dyn std::any::Any + Send>>) {
     match fault {
-        ServerFault::Refused => return (format!("ws://{}/", closed_port()), Vec::new()),
+        ServerFault::Refused => return (format!("ws://{}/", refusing_port()), Vec::new()),
         ServerFault::Unresolvable => return ("ws://does-not-exist.invalid/".to_owned(), Vec::new()),
         ServerFault::StallsAtConnect => {
             // The accept queue has one place, which is taken: further SYNs are dropped.

@@ -82,9 +82,18 @@ pub fn process_loopback_ip() -> Ipv4Addr {
     Ipv4Addr::new(127, 64 | a, b, c)
 }
 
-/// The address of a port on which nothing listens.
+/// The address of a port on which nothing listens yet, for a program that is to.
 pub fn closed_port() -> SocketAddr {
     TcpListener::bind((process_loopback_ip(), 0)).unwrap().local_addr().unwrap()
+}
+
+/// The address of a port that refuses connections. It stays bound without listening, so that no gateway of another test gets it.
+pub fn refusing_port() -> SocketAddr {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((process_loopback_ip(), 0)).into()).unwrap();
+    let addr = socket.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(socket);
+    addr
 }
 
 /// The time left until `end`, never zero, which would mean no timeout for sockets.
