@@ -21,9 +21,9 @@ const TLS_HANDSHAKE_RECORD: u8 = 22;
 pub(crate) enum Transport {
     /// The device's own bytes are read and written.
     Open(Stream<TcpStream>),
-    /// The device is connected to another gateway.
+    /// The device is connected to another gateway. Boxed, since few are.
     #[cfg(feature = "cluster")]
-    PassedOn(PassedOn),
+    PassedOn(Box<PassedOn>),
     /// Something must precede them.
     Handshake(Box<HandshakeStage>),
 }

@@ -14,7 +14,6 @@ use crate::logger::log_about;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::mqtt::connection::MqttConnection;
-use crate::net::mqtt::output_for_other_gateway::PassedOn;
 use crate::net::mqtt::transport::Transport;
 use crate::proto::identity::Mac;
 use crate::session::Core;
@@ -214,7 +213,7 @@ impl Gateway {
         device.state = Attachment::Attached;
         let gateway = device.gateway;
         let Some(session) = self.sessions.live(id) else { return };
-        session.mqtt = Some(MqttConnection::new(Transport::PassedOn(PassedOn::default()), port));
+        session.mqtt = Some(MqttConnection::new(Transport::PassedOn(Box::default()), port));
         session.linger_until = None;
         if session.core.awaits_reconnect() {
             self.watch_address(id, ip);
