@@ -262,13 +262,17 @@ fn a_device_whose_call_is_at_another_gateway_is_listed_once_and_gets_a_message_t
         return;
     }
     let service = Service::start(&["one", "two"], |_| {});
-    let mut device = service.device(0, 1);
-    let (_call, mut peer) = device.call(&service.server);
-    drop(device);
-    let mut device = service.device(1, 1);
-    // It is passed on, so the gateways have agreed.
-    device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
-    while peer.json()["state"] != "start" {}
+    let call_and_move = || {
+        let mut device = service.device(0, 1);
+        let (call, mut peer) = device.call(&service.server);
+        drop(device);
+        let mut device = service.device(1, 1);
+        // It is passed on, so the gateways have agreed.
+        device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
+        while peer.json()["state"] != "start" {}
+        (device, call, peer)
+    };
+    let (mut device, _call, mut peer) = call_and_move();
     for asked in &service.gateways {
         let (_, page) = asked.get("/api/sessions");
         assert_eq!((&page["devices"], &page["calls"]), (&json!(1), &json!(1)), "{page}");
@@ -286,12 +290,7 @@ fn a_device_whose_call_is_at_another_gateway_is_listed_once_and_gets_a_message_t
     service.gateways[0].wait_for("GET", "/api/sessions", |(_, page)| page["calls"] == 0);
     while listed(&service.gateways[0], 7, "") != at_two {}
     // And it is disconnected once, with its call.
-    let mut device = service.device(0, 1);
-    let (_call, mut peer) = device.call(&service.server);
-    drop(device);
-    let mut device = service.device(1, 1);
-    device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
-    while peer.json()["state"] != "start" {}
+    let (mut device, _call, mut peer) = call_and_move();
     let (_, answer) = service.gateways[0].post("/api/devices/disconnect", &json!({"all": true}));
     assert_eq!(answer["disconnected"], 1, "{answer}");
     peer.expect_close(1000);
