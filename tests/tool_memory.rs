@@ -1,10 +1,9 @@
 //! What the tools of a device cost in memory: boards of one model and firmware share their list, and lists that differ share the
-//! tools that they have in common. And what a call costs. All allocations of this process are counted, so one test runs at a time.
+//! tools that they have in common. And what a call costs.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::System;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
@@ -22,14 +21,17 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
 const DEVICES: usize = 10_000;
 const INITIALIZE: &str = r#"{"protocolVersion":"2024-11-05","capabilities":{"tools":{}},"serverInfo":{"name":"board","version":"2.0.3"}}"#;
 
+/// One test: all allocations of this process are counted, and the harness allocates whenever a test ends.
 #[test]
-fn ten_thousand_devices_with_one_list_share_it_and_with_different_ones_their_tools() {
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+fn ten_thousand_devices_share_their_tools_and_a_call_that_is_up_takes_at_most_920_bytes() {
+    devices_with_one_list_share_it_and_with_different_ones_their_tools();
+    a_call_that_is_up_takes_at_most_920_bytes_of_the_core();
+}
+
+fn devices_with_one_list_share_it_and_with_different_ones_their_tools() {
     let tools: Vec<Box<RawValue>> = serde_json::from_str(include_str!("data/board_tools.json")).unwrap();
     let tools: Vec<&str> = tools.iter().map(|tool| tool.get()).collect();
     let one_list = tools.join(",");
@@ -56,9 +58,7 @@ fn ten_thousand_devices_with_one_list_share_it_and_with_different_ones_their_too
 
 /// The core's part of a call that is up, beyond its device: the rest is its connection to the chat server, 104 bytes, and its entry in
 /// the index.
-#[test]
 fn a_call_that_is_up_takes_at_most_920_bytes_of_the_core() {
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut shell = Shell::new(false);
     // Their buckets are for a while, and bounded.
     shell.config.mqtt.hello_limit = 0;
