@@ -27,7 +27,10 @@ pub(crate) fn printable(text: &str, max: usize) -> Cow<'_, str> {
 }
 
 fn escaped(text: &str, is_plain: impl Fn(char) -> bool) -> Cow<'_, str> {
-    if text.chars().all(&is_plain) {
+    // Plain whatever `is_plain` says, as nearly all texts are; the compiler makes vector instructions of it.
+    let is_simple =
+        text.bytes().fold(true, |so_far, byte| so_far & matches!(byte, b' '..=b'~') & (byte != b'"'));
+    if is_simple || text.chars().all(&is_plain) {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 16);

@@ -150,16 +150,24 @@ pub fn replace_session_id<'a>(text: &'a str, from: &str, to: &str) -> Cow<'a, st
 
 /// `text` as a JSON string literal.
 pub fn json_quote(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    push_json_string(&mut quoted, text);
+    quoted
+}
+
+/// Appends `text` as a JSON string literal.
+pub(crate) fn push_json_string(out: &mut String, text: &str) {
     // Most texts are session ids and the like, and serde takes ten times as long.
     match needs_escapes(text) {
-        false => ["\"", text, "\""].concat(),
-        true => serde_json::Value::from(text).to_string(),
+        false => out.extend(["\"", text, "\""]),
+        true => out.push_str(&serde_json::Value::from(text).to_string()),
     }
 }
 
 /// Whether a JSON string literal of this text is more than the text between quotes (RFC 8259 section 7).
 fn needs_escapes(text: &str) -> bool {
-    text.bytes().any(|byte| byte < b' ' || matches!(byte, b'"' | b'\\'))
+    // All bytes at once: the compiler makes vector instructions of it.
+    text.bytes().fold(false, |found, byte| found | (byte < b' ') | matches!(byte, b'"' | b'\\'))
 }
 
 /// `goodbye` to a device. Without an id there is no `session_id`, since devices refuse or mishandle null.

@@ -272,7 +272,10 @@ pub(crate) fn authorization(secret: Option<&Secret>, dial: &DialRequest, unix_se
 /// The request. Some servers compare the `connection` header with exactly `Upgrade`, so it contains nothing else.
 pub(crate) fn request(dial: &DialRequest, authorization: &str, key: &str) -> String {
     let server = &dial.server;
-    let mut text = format!(
+    let mut text = String::with_capacity(512);
+    // Writing to a string cannot fail.
+    let _ = write!(
+        text,
         "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {USER_AGENT}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Key: {key}\r\ndevice-id: {}\r\nprotocol-version: {}\r\nauthorization: {authorization}\r\n\
          x-forwarded-for: {}\r\n",

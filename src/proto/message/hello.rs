@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use data_encoding::HEXLOWER;
 
-use super::{BadMessage, JsonObject, json_quote};
+use super::{BadMessage, JsonObject, push_json_string};
 use crate::text;
 
 /// A device's hello, converted for the chat server.
@@ -137,17 +137,18 @@ pub struct HelloReply<'a> {
 
 /// The reply as JSON. Each field is needed by some devices.
 pub fn hello_reply(reply: &HelloReply<'_>) -> String {
-    let audio_params = reply.audio_params.map(|raw| format!(r#","audio_params":{raw}"#)).unwrap_or_default();
-    format!(
-        concat!(
-            r#"{{"type":"hello","version":3,"transport":"udp","session_id":{}{},"#,
-            r#""udp":{{"server":{},"port":{},"encryption":"aes-128-ctr","key":"{}","nonce":"{}"}}}}"#,
-        ),
-        json_quote(reply.session_id),
-        audio_params,
-        json_quote(reply.server),
-        reply.port,
-        HEXLOWER.encode(reply.key),
-        HEXLOWER.encode(reply.nonce),
-    )
+    let mut json = String::with_capacity(512);
+    json.push_str(r#"{"type":"hello","version":3,"transport":"udp","session_id":"#);
+    push_json_string(&mut json, reply.session_id);
+    if let Some(raw) = reply.audio_params {
+        json.extend([r#","audio_params":"#, raw]);
+    }
+    json.push_str(r#","udp":{"server":"#);
+    push_json_string(&mut json, reply.server);
+    json.extend([r#","port":"#, &reply.port.to_string(), r#","encryption":"aes-128-ctr","key":""#]);
+    HEXLOWER.encode_append(reply.key, &mut json);
+    json.push_str(r#"","nonce":""#);
+    HEXLOWER.encode_append(reply.nonce, &mut json);
+    json.push_str(r#""}}"#);
+    json
 }

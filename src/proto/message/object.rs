@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::{BadMessage, Reader, for_each_entry, json_quote, string};
+use super::{BadMessage, Reader, for_each_entry, push_json_string, string};
 
 /// One level of a JSON object: keys and raw values in order. `Display` writes it as JSON, with its values byte for byte.
 #[derive(Debug, Clone, Default)]
@@ -14,7 +14,8 @@ pub struct JsonObject<'a> {
 impl<'a> JsonObject<'a> {
     /// Parses an object.
     pub fn parse(text: &'a str) -> Result<Self, BadMessage> {
-        let mut entries = Vec::new();
+        // Hellos have five or six.
+        let mut entries = Vec::with_capacity(8);
         for_each_entry(text, |key, raw| entries.push((key, raw)))?;
         Ok(Self { entries })
     }
@@ -67,15 +68,17 @@ impl<'a> JsonObject<'a> {
 
 impl fmt::Display for JsonObject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("{")?;
+        let len: usize = self.entries().map(|(key, raw)| key.len() + raw.len() + 4).sum();
+        let mut json = String::with_capacity(len + 2);
+        json.push('{');
         for (index, (key, raw)) in self.entries().enumerate() {
             if index > 0 {
-                f.write_str(",")?;
+                json.push(',');
             }
-            for part in [&json_quote(key), ":", raw] {
-                f.write_str(part)?;
-            }
+            push_json_string(&mut json, key);
+            json.extend([":", raw]);
         }
-        f.write_str("}")
+        json.push('}');
+        f.write_str(&json)
     }
 }
