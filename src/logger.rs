@@ -7,6 +7,7 @@
 
 use std::fmt::Arguments;
 use std::io;
+use std::iter;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -31,6 +32,9 @@ pub use recent::RecentLine;
 
 /// Lines queued for one output.
 const QUEUE_CAPACITY: usize = 1024;
+
+/// How long a writer rests after it has written what was queued. To wake it for each line would cost a busy gateway more than the line.
+const REST: Duration = Duration::from_millis(2);
 
 /// The modules whose lines are written. Those of libraries are not: a WebSocket library's show request headers, and
 /// so the token in them.
@@ -177,12 +181,15 @@ impl Settings {
 fn spawn_writer(name: &str, mut output: impl Output) -> io::Result<SyncSender<Line>> {
     let (sender, lines): (_, Receiver<Line>) = mpsc::sync_channel(QUEUE_CAPACITY);
     let write = move || {
-        for line in lines {
-            match line {
-                Line::Text(level, text) if output.write(level, &text).is_err() => count_lost_line(),
-                Line::Text(..) | Line::Flush(_) => {}
-                Line::Wake => output.wake(),
+        while let Ok(first) = lines.recv() {
+            for line in iter::once(first).chain(lines.try_iter()) {
+                match line {
+                    Line::Text(level, text) if output.write(level, &text).is_err() => count_lost_line(),
+                    Line::Text(..) | Line::Flush(_) => {}
+                    Line::Wake => output.wake(),
+                }
             }
+            thread::sleep(REST);
         }
     };
     thread::Builder::new().name(name.to_owned()).stack_size(128 * 1024).spawn(write)?;

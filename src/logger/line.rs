@@ -38,8 +38,8 @@ impl TextLines {
 
     /// `2026-01-31T23:59:59.999+08:00 [INFO ] [device address session=id] text`, and a line feed.
     pub(super) fn line(&self, time: &str, record: &Record<'_>) -> Vec<u8> {
-        let (fields, message) = (Fields::of(record), message(record));
-        let prefix = fields.prefix(&message);
+        let message = message(record);
+        let prefix = Prefix::of(record).before(&message);
         let mut line = self.buffer.lock();
         line.clear();
         line.extend_from_slice(time.as_bytes());
@@ -88,7 +88,51 @@ fn message(record: &Record<'_>) -> String {
     text::printable(&record.args().to_string(), LONGEST).into_owned()
 }
 
-/// What a record says besides its message.
+/// What stands in brackets in front of a text line's message: the values of [`PREFIX_FIELDS`].
+#[derive(Default)]
+struct Prefix([Option<String>; PREFIX_FIELDS.len()]);
+
+impl Prefix {
+    fn of(record: &Record<'_>) -> Self {
+        let mut prefix = Self::default();
+        // This visitor returns no error.
+        let _ = record.key_values().visit(&mut prefix);
+        prefix
+    }
+
+    /// `[device address session=id] `, with what there is, or nothing. A session that `message` names itself is left out.
+    fn before(&self, message: &str) -> String {
+        let mut text = String::new();
+        for (name, value) in PREFIX_FIELDS.iter().zip(&self.0) {
+            let Some(value) = value else { continue };
+            let label = if *name == "session" { "session=" } else { "" };
+            if !label.is_empty() && is_labelled(message, label, value) {
+                continue;
+            }
+            text.extend([if text.is_empty() { "[" } else { " " }, label, value]);
+        }
+        if !text.is_empty() {
+            text.push_str("] ");
+        }
+        text
+    }
+}
+
+/// Whether the message holds this value behind this label.
+fn is_labelled(message: &str, label: &str, value: &str) -> bool {
+    message.match_indices(label).any(|(at, _)| message[at + label.len()..].starts_with(value))
+}
+
+impl<'a> VisitSource<'a> for Prefix {
+    fn visit_pair(&mut self, name: Key<'a>, value: Value<'a>) -> Result<(), Error> {
+        if let Some(place) = PREFIX_FIELDS.iter().position(|field| name.as_str() == *field) {
+            self.0[place] = Some(text::printable(&value.to_string(), LONGEST).into_owned());
+        }
+        Ok(())
+    }
+}
+
+/// All that a record says besides its message.
 struct Fields(Vec<(String, serde_json::Value)>);
 
 impl Fields {
@@ -97,21 +141,6 @@ impl Fields {
         // This visitor returns no error.
         let _ = record.key_values().visit(&mut fields);
         fields
-    }
-
-    /// `[device address session=id] `, with what there is, or nothing. A session that `message` names itself is left out.
-    fn prefix(&self, message: &str) -> String {
-        let mut parts = Vec::new();
-        for name in PREFIX_FIELDS {
-            let Some(value) = self.0.iter().find(|(key, _)| key == name) else { continue };
-            let value = value.1.as_str().unwrap_or_default();
-            match name {
-                "session" if message.contains(&format!("session={value}")) => {}
-                "session" => parts.push(format!("session={value}")),
-                _ => parts.push(value.to_owned()),
-            }
-        }
-        if parts.is_empty() { String::new() } else { format!("[{}] ", parts.join(" ")) }
     }
 }
 
