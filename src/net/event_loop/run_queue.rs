@@ -1,7 +1,9 @@
 //! Tasks that wait for a later iteration: work left over when a budget was used up, which no edge-triggered event will
 //! announce again, and low-priority work, which must not delay audio.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
+
+use hashbrown::HashSet;
 
 #[cfg(feature = "cluster")]
 use crate::cluster::Connection;
