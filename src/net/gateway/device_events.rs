@@ -104,19 +104,31 @@ impl Gateway {
             Ok(0) => self.on_device_eof(id),
             Ok(_) if connection.closing => return Some(id),
             Ok(n) => {
-                if let Some(tcp) = connection.transport.tcp().filter(|_| n < READ_SIZE) {
-                    tcp::acknowledge(tcp);
-                }
                 *drained = n < READ_SIZE && connection.short_read_means_empty();
                 session.core.refresh_keep_alive(self.io.now);
                 let partial = connection.take_partial(&scratch[..n]);
-                return self.on_device_bytes(id, &scratch[..n], partial);
+                let next = self.on_device_bytes(id, &scratch[..n], partial);
+                if n < READ_SIZE {
+                    self.acknowledge(next.unwrap_or(id));
+                }
+                return next;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock && !connection.broken => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => return Some(id),
             Err(_) => self.on_device_eof(id),
         }
         None
+    }
+
+    /// Acknowledges what was read, unless an answer is about to do that: also to a hello, before which devices send nothing.
+    fn acknowledge(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.live(id) else { return };
+        let awaits_hello = session.core.has_call() && session.core.session_id().is_none();
+        if let Some(connection) = session.mqtt.as_ref().filter(|one| !awaits_hello && !one.has_output())
+            && let Some(tcp) = connection.transport.tcp()
+        {
+            tcp::acknowledge(tcp);
+        }
     }
 
     fn drive_handshake(&mut self, id: SessionId, scratch: &mut [u8]) -> Option<SessionId> {
