@@ -193,6 +193,14 @@ impl Core {
         self.call.as_ref().map(|call| call.session_id().unwrap_or_else(|| call.own_session_id()))
     }
 
+    /// Reads what a packet of the call needs, and does nothing with it. Done for several calls before their packets, these reads wait
+    /// for memory at the same time; the packets would wait one after the other.
+    pub fn touch(&self) {
+        if let Some(call) = &self.call {
+            call.touch();
+        }
+    }
+
     /// When to call [`Core::on_timeout`] next.
     pub fn deadline(&self) -> Option<Instant> {
         let call = self.call.as_ref().and_then(|call| call.deadline());

@@ -1,6 +1,7 @@
 //! A connection to a chat server: the stages of a dial, then an open WebSocket.
 
 use std::collections::VecDeque;
+use std::hint::black_box;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -110,6 +111,18 @@ impl BackendConnection {
 
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.stage, ConnectionStage::Open(_))
+    }
+
+    /// See [`Core::touch`](crate::session::Core::touch).
+    pub(crate) fn touch(&self) {
+        if let ConnectionStage::Open(open) = &self.stage {
+            black_box((
+                open.context.is_some(),
+                open.reader.unwritten(),
+                open.reader.is_between_messages(),
+                self.had_long_message,
+            ));
+        }
     }
 
     /// Whether it waits for this lookup.

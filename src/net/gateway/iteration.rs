@@ -12,6 +12,7 @@ use crate::net::event_loop::token::{
     self, API, ListenerKind, MQTT, MQTTS, OTA, OWN_CHANNEL, PREDECESSOR, Role, SessionId, UDP, WAKEUP,
 };
 use crate::net::gateway::Gateway;
+use crate::net::gateway::audio_events::TOUCHED_AT_ONCE;
 use crate::net::gateway::handle::Command;
 use crate::net::sessions::session::NOT_ARMED;
 use crate::session::Core;
@@ -30,7 +31,13 @@ impl Gateway {
         // Tasks that are queued from here on belong to the next iteration.
         let queued = self.io.run_queue.high_priority_len();
         let all_read = !interrupted && events.is_empty() && self.io.run_queue.is_empty();
-        for event in events.iter() {
+        let mut ahead = events.iter();
+        for (i, event) in events.iter().enumerate() {
+            if i % TOUCHED_AT_ONCE == 0 {
+                self.sessions
+                    .touch(ahead.clone().take(TOUCHED_AT_ONCE).filter_map(|event| self.server_event(event)));
+                ahead.nth(TOUCHED_AT_ONCE - 1);
+            }
             self.dispatch(event);
         }
         for _ in 0..queued {
@@ -116,6 +123,12 @@ impl Gateway {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The session whose chat server has caused this event.
+    fn server_event(&self, event: &Event) -> Option<SessionId> {
+        let (role, slot) = token::from_token(event.token());
+        (role == Role::Backend).then(|| self.sessions.at(slot))?
     }
 
     fn dispatch(&mut self, event: &Event) {

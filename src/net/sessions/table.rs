@@ -1,5 +1,6 @@
 //! The session table: all sessions by slot, their indexes, and the lists of those to be flushed or freed at the end of an iteration.
 
+use std::hint::black_box;
 use std::mem;
 use std::net::SocketAddr;
 
@@ -79,6 +80,20 @@ impl Sessions {
 
     pub(crate) fn get(&self, id: SessionId) -> Option<&Session> {
         self.slab.get(id.slot as usize).filter(|session| session.epoch == id.epoch)
+    }
+
+    /// Reads what packets of these sessions' calls need: see [`Core::touch`].
+    pub(crate) fn touch(&self, ids: impl Iterator<Item = SessionId> + Clone) {
+        for session in ids.clone().filter_map(|id| self.get(id)) {
+            black_box((session.mqtt.is_some(), session.backend.is_some(), session.armed_tick, session.dirty));
+            black_box(session.core.is_online());
+        }
+        for session in ids.filter_map(|id| self.get(id)) {
+            session.core.touch();
+            if let Some(backend) = &session.backend {
+                backend.touch();
+            }
+        }
     }
 
     /// The core of the session with this id, if it still exists.
