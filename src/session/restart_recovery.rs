@@ -146,6 +146,10 @@ impl RestartRecovery {
                 return Some((ip, mac));
             }
         }
+        if self.silent_at.is_empty() {
+            // Of thousands that came at once, nothing is kept.
+            self.silent_at = VecDeque::new();
+        }
         None
     }
 }
