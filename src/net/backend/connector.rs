@@ -239,7 +239,7 @@ impl Connector {
                 core.mark_closed();
                 let lingering = sessions.insert(core, None, Some(backend));
                 if let Some(session) = sessions.live(lingering) {
-                    session.linger_until = Some(Box::new(io.now + LINGER));
+                    session.set_linger_until(Some(io.now + LINGER));
                 }
                 sessions.account(lingering, io);
                 sessions.arm_timer(lingering, io);

@@ -228,7 +228,7 @@ fn relay_audio(
     sessions: &mut Sessions,
     others: &mut AudioRelay<'_>,
 ) -> Result<Option<(SessionId, Encrypted)>, DropReason> {
-    let peer = sessions.get(id).and_then(|session| session.peer.as_deref().copied());
+    let peer = sessions.get(id).and_then(Session::peer);
     match peer.ok_or(DropReason::NoPeer)? {
         AudioPeer::Session(peer) => {
             let session = sessions.live(peer).ok_or(DropReason::NoPeer)?;

@@ -49,7 +49,7 @@ impl Gateway {
         else {
             return;
         };
-        let peer = session.peer.as_deref().and_then(|peer| match *peer {
+        let peer = session.peer().and_then(|peer| match peer {
             AudioPeer::Session(peer) => self.sessions.client_id(peer).map(ClientId::mac),
             AudioPeer::Elsewhere(far) => Some(far.mac),
         });

@@ -142,8 +142,8 @@ impl Gateway {
     /// The session that is in this call with a device of that place.
     pub(super) fn session_in_call_with(&self, place: Place, call: RelayId) -> Option<SessionId> {
         let id = *self.device_calls.sessions.get(&(place, call))?;
-        let peer = self.sessions.get(id)?.peer.as_deref()?;
-        matches!(*peer, AudioPeer::Elsewhere(far) if (far.place, far.call) == (place, call)).then_some(id)
+        let peer = self.sessions.get(id)?.peer()?;
+        matches!(peer, AudioPeer::Elsewhere(far) if (far.place, far.call) == (place, call)).then_some(id)
     }
 
     /// Whether there are calls with devices of this worker, or over it: the leader passes on what is for other gateways.
@@ -174,7 +174,9 @@ impl Gateway {
     /// The call of a device that called, or was connected to, another device has ended.
     pub(super) fn leave_device_call(&mut self, id: SessionId) {
         let Some(session) = self.sessions.live(id) else { return };
-        if let Some(AudioPeer::Elsewhere(far)) = session.peer.take().as_deref() {
+        let peer = session.peer();
+        session.set_peer(None);
+        if let Some(AudioPeer::Elsewhere(far)) = peer {
             self.device_calls.sessions.remove(&(far.place, far.call));
         }
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
@@ -262,7 +264,7 @@ impl Gateway {
             }
         };
         if let Some(session) = self.sessions.live(id) {
-            session.peer = Some(Box::new(peer));
+            session.set_peer(Some(peer));
         }
         let both_realtime = realtime && peer_realtime;
         self.drive(id, |core, cx| core.join_device_call(both_realtime, cx));

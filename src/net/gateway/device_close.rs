@@ -26,7 +26,7 @@ impl Gateway {
                 connection.closing = true;
                 connection.counted = None;
                 let from = connection.hold_until().unwrap_or(now);
-                session.linger_until = Some(Box::new(from + LINGER));
+                session.set_linger_until(Some(from + LINGER));
                 self.sessions.mark_dirty(id);
                 self.mqtt.add_closing(id, &self.sessions);
             }

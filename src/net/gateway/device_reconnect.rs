@@ -32,7 +32,7 @@ impl Gateway {
         }
         if let Some(session) = self.sessions.live(older) {
             session.mqtt = Some(connection);
-            session.linger_until = None;
+            session.set_linger_until(None);
         }
         self.watch_address(older, newer.ip());
         self.drive(older, |core, cx| core.take_over(newer, cx));

@@ -298,8 +298,8 @@ impl Gateway {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let held_output = is_due(session.mqtt.as_ref().and_then(|connection| connection.hold_until()));
         let next_address = is_due(session.backend.as_ref().and_then(|backend| backend.next_step_at()));
-        if is_due(session.linger_until.as_deref().copied()) {
-            session.linger_until = None;
+        if is_due(session.linger_until()) {
+            session.set_linger_until(None);
             if session.mqtt.as_ref().is_some_and(|connection| connection.closing) {
                 self.sessions.drop_mqtt(id, &mut self.io);
             }

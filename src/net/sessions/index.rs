@@ -7,7 +7,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use crate::net::event_loop::token::SessionId;
 use crate::proto::identity::Mac;
 
-/// Both indexes. To save memory, an entry of a device holds no MAC but the session's id. Each entry holds what growing the table
+/// Both indexes. To save memory, an entry of a device holds no MAC but the session's slot. Each entry holds what growing the table
 /// needs to move it, because looking up thousands of sessions at once would interrupt the audio of calls.
 #[derive(Default)]
 pub struct Index {
@@ -26,7 +26,8 @@ struct CallEntry {
 struct DeviceEntry {
     /// Of the MAC.
     hash: u32,
-    id: SessionId,
+    /// Of the session, whose entry is removed before its slot is free for another one.
+    slot: u32,
 }
 
 impl Index {
@@ -50,21 +51,22 @@ impl Index {
         self.calls.len()
     }
 
-    /// Sessions that may have this MAC; the caller must compare.
-    pub(crate) fn candidates(&self, mac: Mac) -> impl Iterator<Item = SessionId> {
+    /// The slots of sessions that may have this MAC; the caller must compare.
+    pub(crate) fn candidates(&self, mac: Mac) -> impl Iterator<Item = usize> {
         let hash = self.hash(mac);
         let same_hash = self.devices.iter_hash(spread(hash)).filter(move |device| device.hash == hash);
-        same_hash.map(|device| device.id)
+        same_hash.map(|device| device.slot as usize)
     }
 
     pub(crate) fn add_device(&mut self, mac: Mac, id: SessionId) {
         let hash = self.hash(mac);
-        self.devices.insert_unique(spread(hash), DeviceEntry { hash, id }, |device| spread(device.hash));
+        let entry = DeviceEntry { hash, slot: id.slot };
+        self.devices.insert_unique(spread(hash), entry, |device| spread(device.hash));
     }
 
     /// Removes the device's entry of this session.
     pub(crate) fn remove_device(&mut self, mac: Mac, id: SessionId) {
-        if let Ok(entry) = self.devices.find_entry(spread(self.hash(mac)), |device| device.id == id) {
+        if let Ok(entry) = self.devices.find_entry(spread(self.hash(mac)), |device| device.slot == id.slot) {
             entry.remove();
         }
     }

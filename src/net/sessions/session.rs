@@ -17,12 +17,9 @@ pub(crate) struct Session {
     pub(crate) core: Core,
     pub(crate) mqtt: Option<MqttConnection>,
     pub(crate) backend: Option<Box<BackendConnection>>,
-    /// The other device of a device-to-device call. Boxed, since few sessions have one.
-    pub(crate) peer: Option<Box<AudioPeer>>,
+    pub(super) rare: Option<Box<RareState>>,
     /// The tick of the one live entry in the timer wheel, or [`NOT_ARMED`].
     pub(crate) armed_tick: u64,
-    /// When connections that only wait for their peer to close are dropped. Boxed, since few sessions have one.
-    pub(crate) linger_until: Option<Box<Instant>>,
     /// On the list of sessions to be flushed at the end of the iteration.
     pub(crate) dirty: bool,
     /// On the list of sessions to be freed at the end of the iteration.
@@ -36,6 +33,15 @@ pub(crate) struct Session {
     pub(crate) accounted_bytes: u32,
 }
 
+/// What few sessions have.
+#[derive(Clone, Copy, Default)]
+pub(super) struct RareState {
+    /// The other device of a device-to-device call.
+    peer: Option<AudioPeer>,
+    /// When connections that only wait for their peer to close are dropped.
+    linger_until: Option<Instant>,
+}
+
 /// Where the audio of a device goes that talks to another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AudioPeer {
@@ -45,14 +51,37 @@ pub(crate) enum AudioPeer {
 }
 
 impl Session {
+    /// The other device of a device-to-device call.
+    pub(crate) fn peer(&self) -> Option<AudioPeer> {
+        self.rare.as_ref().and_then(|rare| rare.peer)
+    }
+
+    /// The device's call is with this device, or with none.
+    pub(crate) fn set_peer(&mut self, peer: Option<AudioPeer>) {
+        self.change_rare(|rare| rare.peer = peer);
+    }
+
+    /// When connections that only wait for their peer to close are dropped.
+    pub(crate) fn linger_until(&self) -> Option<Instant> {
+        self.rare.as_ref().and_then(|rare| rare.linger_until)
+    }
+
+    /// From now on, connections only wait for their peer to close, at most until then; `None`: they do not.
+    pub(crate) fn set_linger_until(&mut self, at: Option<Instant>) {
+        self.change_rare(|rare| rare.linger_until = at);
+    }
+
+    fn change_rare(&mut self, change: impl FnOnce(&mut RareState)) {
+        let mut rare = self.rare.as_deref().copied().unwrap_or_default();
+        change(&mut rare);
+        self.rare = (rare.peer.is_some() || rare.linger_until.is_some()).then(|| Box::new(rare));
+    }
+
     /// The next deadline of the core or of a connection.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let held_output = self.mqtt.as_ref().and_then(|connection| connection.hold_until());
         let next_address = self.backend.as_ref().and_then(|backend| backend.next_step_at());
-        [self.core.deadline(), self.linger_until.as_deref().copied(), held_output, next_address]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.core.deadline(), self.linger_until(), held_output, next_address].into_iter().flatten().min()
     }
 
     /// Neither a connection nor a call is left.
@@ -80,7 +109,7 @@ mod tests {
     #[cfg(target_pointer_width = "64")]
     fn a_session_is_small() {
         // In debug builds, mio's sockets also hold their poll's id.
-        let max = if cfg!(debug_assertions) { 192 } else { 184 };
+        let max = if cfg!(debug_assertions) { 184 } else { 176 };
         assert!(size_of::<Session>() <= max, "{}", size_of::<Session>());
     }
 }

@@ -50,9 +50,8 @@ impl Sessions {
             core,
             mqtt,
             backend,
-            peer: None,
+            rare: None,
             armed_tick: NOT_ARMED,
-            linger_until: None,
             dirty: false,
             closing: false,
             lingering,
@@ -183,7 +182,7 @@ impl Sessions {
     /// All sessions with this MAC.
     pub(crate) fn by_mac(&self, mac: Mac) -> impl Iterator<Item = SessionId> {
         let has_mac = move |id: &SessionId| self.client_id(*id).is_some_and(|found| found.mac() == mac);
-        self.index.candidates(mac).filter(has_mac)
+        self.index.candidates(mac).filter_map(|slot| self.at(slot)).filter(has_mac)
     }
 
     pub(crate) fn client_id(&self, id: SessionId) -> Option<&ClientId> {
@@ -304,7 +303,7 @@ impl Sessions {
         if let Some(session) = self.live(id)
             && let Some(mqtt) = session.mqtt.take()
         {
-            session.linger_until = None;
+            session.set_linger_until(None);
             io.metrics.tls_failed += u64::from(mqtt.transport.is_in_tls_handshake());
         }
         self.reap_if_finished(id);
@@ -375,7 +374,7 @@ mod tests {
         sessions.arm_timer(id, &mut io);
         let armed = sessions.live(id).unwrap().armed_tick;
         assert_ne!(armed, NOT_ARMED, "the time limit for CONNECT");
-        sessions.live(id).unwrap().linger_until = Some(Box::new(io.now));
+        sessions.live(id).unwrap().set_linger_until(Some(io.now));
         sessions.arm_timer(id, &mut io);
         assert!(sessions.live(id).unwrap().armed_tick < armed);
     }

@@ -214,7 +214,7 @@ impl Gateway {
         let gateway = device.gateway;
         let Some(session) = self.sessions.live(id) else { return };
         session.mqtt = Some(MqttConnection::new(Transport::PassedOn(Box::default()), port));
-        session.linger_until = None;
+        session.set_linger_until(None);
         if session.core.awaits_reconnect() {
             self.watch_address(id, ip);
         }
