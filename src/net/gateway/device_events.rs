@@ -107,9 +107,10 @@ impl Gateway {
                 *drained = n < READ_SIZE && connection.short_read_means_empty();
                 session.core.refresh_keep_alive(self.io.now);
                 let partial = connection.take_partial(&scratch[..n]);
+                let had_call = session.core.has_call();
                 let next = self.on_device_bytes(id, &scratch[..n], partial);
                 if n < READ_SIZE {
-                    self.acknowledge(next.unwrap_or(id));
+                    self.acknowledge(next.unwrap_or(id), had_call);
                 }
                 return next;
             }
@@ -120,13 +121,14 @@ impl Gateway {
         None
     }
 
-    /// Acknowledges what was read, unless an answer is about to do that: also to a hello, before which devices send nothing.
-    fn acknowledge(&mut self, id: SessionId) {
+    /// Acknowledges what was read, unless an answer is about to do that. So does the reply to a hello, before which devices say
+    /// nothing about the call: what they send all the same waits for it, or for 40 ms.
+    fn acknowledge(&mut self, id: SessionId, had_call: bool) {
         let Some(session) = self.sessions.live(id) else { return };
-        let awaits_hello = session.core.has_call() && session.core.session_id().is_none();
-        if let Some(connection) = session.mqtt.as_ref().filter(|one| !awaits_hello && !one.has_output())
-            && let Some(tcp) = connection.transport.tcp()
-        {
+        let was_hello = !had_call && session.core.has_call();
+        let Some(connection) = session.mqtt.as_ref().filter(|_| !was_hello) else { return };
+        let answers = connection.has_output() && connection.hold_until().is_none();
+        if let Some(tcp) = connection.transport.tcp().filter(|_| !answers) {
             tcp::acknowledge(tcp);
         }
     }
