@@ -217,6 +217,18 @@ fn a_link_with_the_token_opens_the_page_and_hides_it() {
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 }
 
+#[test]
+fn a_token_that_is_entered_while_answers_for_the_one_before_are_on_their_way_is_tried() {
+    let Some(mut browser) = Browser::start() else { return };
+    let fixture = fixture(|_| {});
+    browser.open(&fixture);
+    browser.log_in();
+    browser.value(
+        "poll(); $('forget').click(); $('token').value = 'wrong'; $('login').querySelector('button').click()",
+    );
+    browser.until("$('refused').textContent.startsWith('Wrong or expired token')");
+}
+
 /// A reserved port on which nothing listens, and a gateway whose chat server should be there.
 fn without_chat_server() -> (socket2::Socket, SocketAddr, Fixture) {
     let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -38,7 +38,7 @@ async function poll() {
     const [metrics, told, known, past, isReady] = await Promise.all(
       [ask("/metrics"), ask("/api/errors"), ask("/api/servers"), askRecent(), askReady(), look(), sweepSome(), pollTab()]);
     // Locked meanwhile: nothing of it is to be seen.
-    if (began !== era) { polling = false; return; }
+    if (began !== era) return restart();
     count(metrics);
     errors = told.errors;
     servers = known.servers;
@@ -47,7 +47,7 @@ async function poll() {
     state = "live";
     show();
   } catch (error) {
-    if (began !== era) { polling = false; return; }
+    if (began !== era) return restart();
     if (error instanceof Refused && [401, 403, 503].includes(error.status)) {
       polling = false;
       return locked(error.status === 401 && !token ? null : error);
@@ -59,6 +59,11 @@ async function poll() {
   }
   polling = false;
   if (!document.hidden) timer = setTimeout(poll, POLL);
+}
+/// Polls with the token that was entered while the answers for the one before were on their way.
+function restart() {
+  polling = false;
+  if (token) poll();
 }
 /// The last calls that have ended; null if they are not kept.
 async function askRecent() {
