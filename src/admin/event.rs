@@ -180,8 +180,8 @@ impl Event {
         Self::new(EventKind::LimitReached, message, vec![("limit", json!(limit))])
     }
 
-    /// Writes the event with this id and time as a JSON object to an empty text, its members by name. Without a tree of values, which took a quarter
-    /// of a call's set-up, since most events are read by nobody.
+    /// Writes the event with this id and time as a JSON object to an empty text, its members by name. Without a tree of values, which
+    /// took a quarter of a call's set-up, since most events are read by nobody.
     fn write_json(&self, json: &mut String, id: u64, time: &str, about: About<'_>) {
         enum Member<'a> {
             Text(&'a str),

@@ -26,8 +26,8 @@ pub(crate) enum Change {
 
 #[derive(Default)]
 pub(crate) struct ConnectionLog {
-    /// Hashes of the MACs of devices that have been connected since the start. They are smaller, and beside 10,000 devices one new one in 400,000 is
-    /// taken for one of them.
+    /// Hashes of the MACs of devices that have been connected since the start. They are smaller, and beside 10,000 devices one new one
+    /// in 400,000 is taken for one of them.
     known: HashSet<u32>,
     hasher: DefaultHashBuilder,
     lines: LinesPerSecond,
