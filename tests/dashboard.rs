@@ -18,12 +18,12 @@ use std::time::Duration;
 
 use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use serde_json::{Value, json};
-use support::TIMEOUT;
 use support::admin::{Fixture, KEY, TOKEN, fixture, mac};
 use support::browser::{Browser, assert_accessible};
 use support::http::RawClient;
 #[cfg(feature = "cluster")]
 use support::redis;
+use support::{TIMEOUT, refusing_port};
 
 /// A client id with scripts, which run if the page inserts it as HTML.
 const HOSTILE_CLIENT_ID: &str = "<img/src=x onerror=document.title='owned'>@@@aa_bb_cc_dd_ee_ff@@@<script>document.title='owned'<\u{2f}script>";
@@ -229,20 +229,18 @@ fn a_token_that_is_entered_while_answers_for_the_one_before_are_on_their_way_is_
     browser.until("$('refused').textContent.startsWith('Wrong or expired token')");
 }
 
-/// A reserved port on which nothing listens, and a gateway whose chat server should be there.
-fn without_chat_server() -> (socket2::Socket, SocketAddr, Fixture) {
-    let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    held.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    let closed = held.local_addr().unwrap().as_socket().unwrap();
+/// A port that refuses connections, and a gateway whose chat server should be there.
+fn without_chat_server() -> (SocketAddr, Fixture) {
+    let closed = refusing_port();
     let fixture = fixture(|config| {
         config.websocket.production = vec![Arc::new(format!("ws://{closed}/").parse().unwrap())];
     });
-    (held, closed, fixture)
+    (closed, fixture)
 }
 
 #[test]
 fn recent_errors_are_available_over_the_api_too() {
-    let (_held, closed, fixture) = without_chat_server();
+    let (closed, fixture) = without_chat_server();
     assert_eq!(fixture.request("GET", "/api/errors", None).1, json!({ "errors": [] }));
     let mut device = fixture.device_with_client_id(HOSTILE_CLIENT_ID);
     for _ in 0..2 {
@@ -272,7 +270,7 @@ fn recent_errors_are_available_over_the_api_too() {
 
 #[test]
 fn chat_servers_are_listed_with_what_their_calls_have_shown() {
-    let (_held, closed, down) = without_chat_server();
+    let (closed, down) = without_chat_server();
     let server = |answer: &Value| answer["servers"][0].clone();
     let untried = server(&down.request("GET", "/api/servers", None).1);
     assert_eq!((&untried["state"], &untried["seenSeconds"]), (&json!("unknown"), &Value::Null));
@@ -325,7 +323,7 @@ fn a_new_device_logs_in_with_what_the_api_says() {
 #[test]
 fn errors_are_shown_in_words_with_advice() {
     let Some(mut browser) = Browser::start() else { return };
-    let (_held, closed, fixture) = without_chat_server();
+    let (closed, fixture) = without_chat_server();
     let mut device = fixture.device_with_client_id(HOSTILE_CLIENT_ID);
     let _ = device.call();
     browser.open(&fixture);
@@ -391,7 +389,7 @@ fn axe_finds_nothing_in_any_view() {
         return;
     }
     let Some(mut browser) = Browser::start() else { return };
-    let (_held, _, fixture) = without_chat_server();
+    let (_, fixture) = without_chat_server();
     let mut device = fixture.device(&mac(1));
     let _ = device.call();
     let _idle: Vec<_> = (2..40).map(|n| fixture.device(&mac(n))).collect();
