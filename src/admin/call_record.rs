@@ -88,7 +88,7 @@ impl FinishedCall {
             started_at: LocalTime { unix_ms: place.ended_at.unix_ms.saturating_sub(ms), ..place.ended_at },
             ended_at: place.ended_at,
             seconds: ms as f64 / 1000.0,
-            client_id: place.client_id.as_str().into(),
+            client_id: place.client_id.text().into(),
             mac: place.client_id.mac().to_string().into(),
             ip: if place.mask_address { masked(place.ip) } else { place.ip.to_string() }.into(),
             route: place.route.into(),

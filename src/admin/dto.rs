@@ -1,5 +1,6 @@
 //! The JSON that requests and responses carry.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ const MAX_DISCONNECTED: usize = 1000;
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionDto<'a> {
-    client_id: &'a str,
+    client_id: Cow<'a, str>,
     mac: String,
     ip: IpAddr,
     /// False while its call waits for its return.
@@ -69,7 +70,7 @@ pub fn session_dto<'a>(
     let client_id = core.client_id().filter(|_| core.is_present())?;
     let since = |at: Instant| seconds(now.saturating_duration_since(at));
     Some(SessionDto {
-        client_id: client_id.as_str(),
+        client_id: client_id.text(),
         mac: client_id.mac().to_string(),
         ip: core.ip(),
         connected: core.is_online(),

@@ -2,6 +2,7 @@
 
 pub mod address_key;
 pub mod audio;
+pub mod client_id;
 pub mod identity;
 pub mod mac;
 pub mod message;

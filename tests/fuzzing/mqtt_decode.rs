@@ -133,8 +133,8 @@ fn check_documented_fields(packet: &Packet<'_>) {
             assert!(connect.password.is_none() || connect.user_name.is_some());
             assert!(connect.will.is_none_or(|will| is_name(will.topic) && will.qos <= 2));
             if let Ok(id) = ClientId::parse(connect.client_id) {
-                assert_eq!(id.as_str(), connect.client_id);
-                assert!(!id.as_str().contains(char::is_control), "it goes into HTTP headers and log lines");
+                assert_eq!(id.text(), connect.client_id);
+                assert!(!id.text().contains(char::is_control), "it goes into HTTP headers and log lines");
                 assert_eq!(id.mac().underscored().parse(), Ok(id.mac()));
             }
         }

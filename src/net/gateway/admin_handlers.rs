@@ -1,5 +1,6 @@
 //! Handles the requests of the management API.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::MutexGuard;
 use std::time::Duration;
@@ -138,8 +139,8 @@ impl Gateway {
         }
     }
 
-    pub(super) fn client_id_of(&self, id: SessionId) -> &str {
-        self.sessions.client_id(id).map_or("", ClientId::as_str)
+    pub(super) fn client_id_of(&self, id: SessionId) -> Cow<'_, str> {
+        self.sessions.client_id(id).map(ClientId::text).unwrap_or_default()
     }
 
     fn collect_metrics(&self) -> MetricFamilies {
@@ -349,7 +350,7 @@ impl Gateway {
             let why = "The device is in no call; ?disconnect=true ends its connection.";
             return Err(Response::error(409, "no_call", why));
         }
-        let client_id = self.client_id_of(device).to_owned();
+        let client_id = self.client_id_of(device).into_owned();
         let what = if disconnect { "disconnected" } else { "hung up" };
         log_about!(Level::Info, self.sessions.log_subject(device), "{what} by an operator");
         self.drive(device, |core, cx| match disconnect {

@@ -135,7 +135,7 @@ impl Gateway {
     pub(super) fn record_session_error(&mut self, id: SessionId, kind: RecentErrorKind, message: &str) {
         let Some(session) = self.sessions.get(id) else { return };
         match session.core.client_id() {
-            Some(client_id) => self.admin.record_error(kind, Some(client_id.as_str()), message),
+            Some(client_id) => self.admin.record_error(kind, Some(&client_id.text()), message),
             None => self.admin.record_error(kind, Some(&session.core.ip().to_string()), message),
         }
     }

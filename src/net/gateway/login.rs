@@ -10,7 +10,7 @@ use crate::admin::recent_errors::RecentErrorKind;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::mqtt::auth_throttle;
-use crate::proto::identity::Mac;
+use crate::proto::identity::{ClientId, Mac};
 use crate::proto::mqtt::{ConnectReturnCode, encode};
 use crate::session::{Admission, Core};
 use crate::text;
@@ -78,9 +78,8 @@ impl Gateway {
         {
             return;
         }
-        let Some(client_id) = self.sessions.client_id(newer).map(|id| text::shown(id.as_str())) else {
-            return;
-        };
+        let Some(client_id) = self.sessions.client_id(newer).map(ClientId::text) else { return };
+        let client_id = text::shown(&client_id);
         let message = format!(
             "client id {client_id} changed its connection 3 times within a minute, last from {older} to {other}: two \
              devices with the same credentials, or one that keeps losing its connection"

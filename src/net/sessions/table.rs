@@ -194,7 +194,7 @@ impl Sessions {
         let Some(session) = self.get(id) else { return LogSubject::default() };
         let address = session.mqtt.as_ref().map(|mqtt| SocketAddr::new(session.core.ip(), mqtt.peer_port));
         LogSubject {
-            device: session.core.client_id().map(|client_id| text::shown(client_id.as_str()).into_owned()),
+            device: session.core.client_id().map(|client_id| text::shown(&client_id.text()).into_owned()),
             address,
             session: session.core.logged_session_id().map(|session_id| text::shown(session_id).into_owned()),
         }

@@ -123,7 +123,7 @@ impl Call {
     ) -> Box<DialRequest> {
         let sign_token = device.is_proven || cx.config.mqtt.signature_key.is_none();
         let client_id = match device.id.uuid() {
-            Some(uuid) => Some(uuid.to_owned()),
+            Some(uuid) => Some(uuid.into_owned()),
             None => {
                 (sign_token && cx.config.websocket.secret.is_some()).then(|| DEFAULT_CLIENT_ID.to_owned())
             }

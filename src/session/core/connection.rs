@@ -171,7 +171,7 @@ impl Core {
                     .map(|(_, id)| id),
             };
             if let (Some(client_id), Some(session_id)) = (&self.client_id, untold) {
-                cx.ended_calls.remember(client_id.as_str(), session_id, cx.now);
+                cx.ended_calls.remember(client_id, session_id, cx.now);
             }
         }
         cx.out.push(Action::CloseDevice(reason));
@@ -252,7 +252,7 @@ impl Core {
         cx.out.push(Action::AcceptConnect);
         cx.log(LogEvent::Connected { resumed });
         if let Some(client_id) = &self.client_id
-            && let Some(ended) = cx.ended_calls.take(client_id.as_str(), cx.now)
+            && let Some(ended) = cx.ended_calls.take(client_id, cx.now)
         {
             let notice = (cx.now + NOTICE_DELAY, Notice::CallEnded(ended));
             self.cold.get_or_insert_default().pending_notice = Some(notice);
@@ -333,7 +333,7 @@ fn authenticate(
     };
     let mut keys = iter::once(key).chain(&config.mqtt.previous_signature_keys);
     let key = keys
-        .find(|key| identity::verify_password(key.as_bytes(), id.as_str(), user_name, password))
+        .find(|key| identity::verify_password(key.as_bytes(), connect.client_id, user_name, password))
         .ok_or((ConnectReturnCode::BadCredentials, "password does not match MQTT_SIGNATURE_KEY"))?;
     if !identity::is_valid_user_name(user_name) {
         return Err((ConnectReturnCode::BadCredentials, "user name is not base64 of a JSON object"));

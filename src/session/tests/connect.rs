@@ -26,7 +26,7 @@ fn without_a_key_every_well_formed_id_is_accepted() {
             vec![Action::Admit, Action::AcceptConnect, Action::Log(LogEvent::Connected { resumed: false })];
         assert_eq!(scenario.packet(connect_packet(id, 60)), welcome, "{id}");
         assert!(scenario.core.is_online() && !scenario.core.awaits_connect());
-        assert_eq!(scenario.core.client_id().unwrap().as_str(), id);
+        assert_eq!(scenario.core.client_id().unwrap().text(), id);
     }
 }
 

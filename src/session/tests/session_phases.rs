@@ -96,8 +96,8 @@ fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_finished_session() {
         let actions = scenario.drive(|core, cx| core.take_over(newer, cx));
         let welcome = [Action::AcceptConnect, Action::Log(LogEvent::Connected { resumed: true })];
         assert_eq!(actions, if over { vec![] } else { welcome.into() });
-        let id = scenario.core.client_id().unwrap().as_str();
-        assert_eq!((id, scenario.core.is_online()), if over { (ID, false) } else { (&*newer_id, true) });
+        let id = scenario.core.client_id().unwrap().text();
+        assert_eq!((&*id, scenario.core.is_online()), if over { (ID, false) } else { (&*newer_id, true) });
     }
 }
 

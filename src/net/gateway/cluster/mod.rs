@@ -350,7 +350,7 @@ impl Gateway {
 /// The connection of this session, as Redis knows it from now on.
 fn connection_of(session: &Session) -> Option<DeviceConnection> {
     let client_id = session.core.client_id()?;
-    let digest = Sha256::digest(client_id.as_str());
+    let digest = Sha256::digest(&*client_id.text());
     let client = digest.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte));
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (mac, connection) = (client_id.mac(), session.connection_number);
