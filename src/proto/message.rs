@@ -18,7 +18,7 @@ mod mcp;
 mod object;
 
 pub use hello::{
-    BadHello, DeviceHello, HelloReply, ServerHello, frame_duration_ms, hello_reply, is_for_devices,
+    BadHelloVersion, DeviceHello, HelloReply, ServerHello, frame_duration_ms, hello_reply, is_for_devices,
     parse_device_hello, parse_server_hello,
 };
 pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, parse_rpc, replace_rpc_id};
@@ -59,9 +59,11 @@ impl Reader {
     }
 }
 
-/// The fields of a message that decide where it goes.
+/// A message, and its fields that decide where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peek<'a> {
+    /// All members.
+    pub object: JsonObject<'a>,
     /// The value of `type`; empty if absent or not a string.
     pub kind: Cow<'a, str>,
     /// The value of `session_id`, if it is a string.
@@ -70,16 +72,12 @@ pub struct Peek<'a> {
     pub state: Option<Cow<'a, str>>,
 }
 
-/// Parses the fields of [`Peek`] without building a tree.
+/// Parses a message.
 pub fn peek(text: &str, reader: Reader) -> Result<Peek<'_>, BadMessage> {
-    let (mut kind, mut session_id, mut state) = (None, None, None);
-    for_each_entry(text, |key, raw| {
-        reader.look(&key, raw, "type", &mut kind);
-        reader.look(&key, raw, "session_id", &mut session_id);
-        reader.look(&key, raw, "state", &mut state);
-    })?;
-    let string = |raw: Option<_>| raw.and_then(|raw| reader.parse_string(raw));
-    Ok(Peek { kind: string(kind).unwrap_or_default(), session_id: string(session_id), state: string(state) })
+    let object = JsonObject::parse(text)?;
+    let string = |name| object.raw_for(name, reader).and_then(|raw| reader.parse_string(raw));
+    let (kind, session_id, state) = (string("type"), string("session_id"), string("state"));
+    Ok(Peek { kind: kind.unwrap_or_default(), session_id, state, object })
 }
 
 /// Why a text is not a message.

@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use data_encoding::HEXLOWER;
 
-use super::{BadMessage, JsonObject, push_json_string};
+use super::{JsonObject, push_json_string};
 use crate::text;
 
 /// A device's hello, converted for the chat server.
@@ -15,43 +15,34 @@ pub struct DeviceHello<T = Box<str>> {
     pub forwarded: T,
 }
 
-/// Parses a device's hello. A `version` other than 3 is refused; a missing one counts as 3.
-pub fn parse_device_hello(text: &str) -> Result<DeviceHello, BadHello> {
-    let mut hello = JsonObject::parse(text).map_err(BadHello::Message)?;
+/// Reads a device's hello. A `version` other than 3 is refused; a missing one counts as 3.
+pub fn parse_device_hello(mut hello: JsonObject<'_>) -> Result<DeviceHello, BadHelloVersion> {
     if let Some(found) = hello.raw("version")
         && hello.number("version") != Some(3.0)
     {
-        return Err(BadHello::Version(found.chars().take(BadHello::VERSION_CHARS_MAX).collect()));
+        return Err(BadHelloVersion(found.chars().take(BadHelloVersion::CHARS_MAX).collect()));
     }
     hello.set("version", "2");
     hello.set("transport", r#""websocket""#);
     Ok(DeviceHello { forwarded: hello.to_string().into() })
 }
 
-/// Why a device's hello is refused.
+/// The version of a device's hello that is not the number 3: its JSON, cut to 40 characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BadHello {
-    /// A version that is not the number 3: its JSON, cut to 40 characters.
-    Version(String),
-    /// Not a message.
-    Message(BadMessage),
-}
+pub struct BadHelloVersion(pub String);
 
-impl BadHello {
+impl BadHelloVersion {
     /// The characters of a wrong version that are logged.
-    const VERSION_CHARS_MAX: usize = 40;
+    const CHARS_MAX: usize = 40;
 }
 
-impl fmt::Display for BadHello {
+impl fmt::Display for BadHelloVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Version(found) => write!(f, "hello with version {found}, only 3 is supported"),
-            Self::Message(bad) => write!(f, "hello is {bad}"),
-        }
+        write!(f, "hello with version {}, only 3 is supported", self.0)
     }
 }
 
-impl std::error::Error for BadHello {}
+impl std::error::Error for BadHelloVersion {}
 
 impl<T: Deref<Target = str>> DeviceHello<T> {
     /// The hello for a chat server, with this version of the WebSocket protocol.
@@ -100,18 +91,18 @@ pub struct ServerHello {
     pub audio_params: Option<Box<str>>,
 }
 
-/// Parses a chat server's hello. All fields are optional.
-pub fn parse_server_hello(text: &str) -> ServerHello {
-    let hello = JsonObject::parse(text).unwrap_or_default();
+/// Reads a chat server's hello. All fields are optional.
+pub fn parse_server_hello(hello: &JsonObject<'_>) -> ServerHello {
     ServerHello {
         session_id: hello.string("session_id").filter(|id| !id.is_empty()).map(|id| id.into()),
-        audio_params: raw_object(&hello, "audio_params").filter(|raw| can_be_embedded(raw)),
+        audio_params: raw_object(hello, "audio_params").filter(|raw| can_be_embedded(raw)),
     }
 }
 
 /// Whether a device can parse a text that contains this value. It refuses half of a surrogate pair, which raw values may have.
 fn can_be_embedded(raw: &str) -> bool {
-    raw.len() <= MAX_AUDIO_PARAMS && serde_json::from_str::<serde_json::Value>(raw).is_ok()
+    raw.len() <= MAX_AUDIO_PARAMS
+        && (!raw.contains('\\') || serde_json::from_str::<serde_json::Value>(raw).is_ok())
 }
 
 fn raw_object(object: &JsonObject<'_>, key: &str) -> Option<Box<str>> {

@@ -6,7 +6,7 @@ use std::fmt;
 use super::{BadMessage, Reader, for_each_entry, push_json_string, string};
 
 /// One level of a JSON object: keys and raw values in order. `Display` writes it as JSON, with its values byte for byte.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JsonObject<'a> {
     entries: Vec<(Cow<'a, str>, &'a str)>,
 }

@@ -9,6 +9,10 @@ fn peek(text: &str) -> Result<Peek<'_>, BadMessage> {
     super::peek(text, Reader::Server)
 }
 
+fn device_hello(text: &str) -> Result<DeviceHello, BadHelloVersion> {
+    parse_device_hello(JsonObject::parse(text).unwrap())
+}
+
 fn rpc(text: &str) -> Option<Rpc<'_>> {
     super::parse_rpc(text, Reader::Server)
 }
@@ -38,9 +42,12 @@ fn peeking() {
         (r#"{"n":1e999,"m":-0.0E+7,"type":"x"}"#, ("x", None, None)),
     ];
     for (text, (kind, session_id, state)) in cases {
-        let expected =
-            Peek { kind: kind.into(), session_id: session_id.map(Into::into), state: state.map(Into::into) };
-        assert_eq!(peek(text), Ok(expected), "{text}");
+        let found = peek(text).unwrap();
+        assert_eq!(
+            (&*found.kind, found.session_id.as_deref(), found.state.as_deref()),
+            (kind, session_id, state),
+            "{text}"
+        );
     }
     let Ok(Peek { kind: Cow::Borrowed("tts"), session_id: Some(Cow::Borrowed("s")), .. }) =
         peek(r#"{"type":"tts","session_id":"s"}"#)
@@ -64,9 +71,12 @@ fn peeking_as_a_device_reads() {
         (r#"{"payload":{"type":"x"}," type":"y","typé":"z"}"#, ("", None, None)),
     ];
     for (text, (kind, session_id, state)) in cases {
-        let expected =
-            Peek { kind: kind.into(), session_id: session_id.map(Into::into), state: state.map(Into::into) };
-        assert_eq!(super::peek(text, Reader::Device), Ok(expected), "{text}");
+        let found = super::peek(text, Reader::Device).unwrap();
+        assert_eq!(
+            (&*found.kind, found.session_id.as_deref(), found.state.as_deref()),
+            (kind, session_id, state),
+            "{text}"
+        );
     }
     let found = super::peek(r#"{"Type":"tts","session_id":"s"}"#, Reader::Device);
     let Ok(Peek { kind: Cow::Borrowed("tts"), session_id: Some(Cow::Borrowed("s")), .. }) = found else {
@@ -129,8 +139,6 @@ fn texts_that_are_no_messages() {
         assert_eq!(replace_session_id(text, "", "new"), text);
         assert_eq!(rpc(text), None, "{text}");
         assert_eq!(replace_rpc_id(text, "1"), None, "{text}");
-        assert_eq!(parse_server_hello(text), ServerHello::default(), "{text}");
-        assert_eq!(parse_device_hello(text), Err(BadHello::Message(peek(text).unwrap_err())), "{text}");
     }
 }
 
@@ -288,7 +296,7 @@ fn the_frame_duration_of_a_device() {
         ("", None),
     ] {
         let text = format!(r#"{{"type":"hello","version":3{audio_params}}}"#);
-        assert_eq!(parse_device_hello(&text).unwrap().frame_duration_ms(), expected, "{text}");
+        assert_eq!(device_hello(&text).unwrap().frame_duration_ms(), expected, "{text}");
     }
 }
 
@@ -298,7 +306,7 @@ fn device_hellos() {
         r#"{"type":"hello","version": 3,"transport":"udp","features":{"mcp":true,"aec":true},"#,
         r#""text_font":{"bundle":"b","size":1.0},"audio_params":{"format":"opus", "sample_rate":16000},"x":"\u00e9"}"#
     );
-    let hello = parse_device_hello(text).unwrap();
+    let hello = device_hello(text).unwrap();
     let expected = concat!(
         r#"{"type":"hello","version":2,"transport":"websocket","features":{"mcp":true,"aec":true},"#,
         r#""text_font":{"bundle":"b","size":1.0},"audio_params":{"format":"opus", "sample_rate":16000},"x":"\u00e9"}"#
@@ -322,21 +330,18 @@ fn device_hellos() {
     ];
     for (text, to_server) in cases {
         let hello = DeviceHello { forwarded: to_server.into() };
-        assert_eq!(parse_device_hello(text), Ok(hello), "{text}");
+        assert_eq!(device_hello(text), Ok(hello), "{text}");
     }
 
     let long = format!("{:?}", "é".repeat(100));
     for version in ["1", "2", "4", "-3", "3.1", r#""3""#, "null", "[3]", "true", r#"{"version":3}"#, &long] {
         let shown: String = version.chars().take(40).collect();
-        let found = parse_device_hello(&format!(r#"{{"type":"hello","version":{version}}}"#));
-        assert_eq!(found, Err(BadHello::Version(shown.clone())));
+        let found = device_hello(&format!(r#"{{"type":"hello","version":{version}}}"#));
+        assert_eq!(found, Err(BadHelloVersion(shown.clone())));
         assert_eq!(
             found.unwrap_err().to_string(),
             format!("hello with version {shown}, only 3 is supported")
         );
-    }
-    for (text, expected) in [("[]", "hello is JSON, but not an object"), ("{", "hello is not JSON")] {
-        assert_eq!(parse_device_hello(text).unwrap_err().to_string(), expected);
     }
 }
 
@@ -355,7 +360,7 @@ fn server_hellos() {
         ("{}", hello(None, None)),
     ];
     for (text, expected) in cases {
-        assert_eq!(parse_server_hello(text), expected, "{text}");
+        assert_eq!(parse_server_hello(&JsonObject::parse(text).unwrap()), expected, "{text}");
     }
 }
 
@@ -594,12 +599,15 @@ proptest! {
         if expected.is_err() {
             prop_assert_eq!(with_session_id(&damaged, Some("s")), &*damaged);
         }
-        let _ = (parse_device_hello(&damaged), parse_server_hello(&damaged), rpc(&damaged), replace_rpc_id(&damaged, "1"));
+        if let Ok(object) = JsonObject::parse(&damaged) {
+            let _ = (parse_server_hello(&object), parse_device_hello(object));
+        }
+        let _ = (rpc(&damaged), replace_rpc_id(&damaged, "1"));
     }
 
     #[test]
     fn any_text_is_parsed_without_panic(text in ".{0,80}") {
-        let _ = (peek(&text), parse_device_hello(&text), rpc(&text), replace_rpc_id(&text, "1"));
+        let _ = (peek(&text), rpc(&text), replace_rpc_id(&text, "1"));
         prop_assert_eq!(serde_json::from_str::<String>(&json_quote(&text)).unwrap(), text);
     }
 }

@@ -11,7 +11,7 @@ use super::super::deadlines::CallTimer;
 use super::super::queue::Speech;
 use super::{Call, CallResult, CallState, DeviceIdentity, LastWords};
 use crate::proto::audio;
-use crate::proto::message::{self, HelloReply, JsonObject, Peek, Reader, ServerHello};
+use crate::proto::message::{self, HelloReply, Peek, Reader, ServerHello};
 
 impl Call {
     // ----- the server's hello -------------------------------------------------------------------------------------
@@ -153,13 +153,13 @@ impl Call {
                 Ok(())
             }
             ("hello", CallState::AwaitingHello) => {
-                self.on_server_hello(message::parse_server_hello(text), cx)
+                self.on_server_hello(message::parse_server_hello(&peek.object), cx)
             }
             ("hello", CallState::Live) => {
                 cx.count(Counter::RepeatedHello);
                 // A hello that is late: its session id is used.
                 if !self.server_sent_session_id {
-                    self.set_server_session_id(message::parse_server_hello(text).session_id);
+                    self.set_server_session_id(message::parse_server_hello(&peek.object).session_id);
                 }
                 Ok(())
             }
@@ -234,7 +234,7 @@ impl Call {
             self.on_proof(cx)?;
         }
         if peek.kind == "listen" && peek.state.as_deref() == Some("start") {
-            let mode = JsonObject::parse(text).ok().and_then(|listen| listen.string("mode"));
+            let mode = peek.object.string("mode");
             self.listens_in_realtime = mode.as_deref() == Some("realtime");
         }
         match &*peek.kind {

@@ -12,7 +12,7 @@ use super::super::context::Context;
 use super::super::mcp::ServerMessageOutcome;
 use super::super::request_ids::RequestIds;
 use super::{Core, PendingHello, SessionPhase};
-use crate::proto::message::{self, BadHello, Peek, Reader};
+use crate::proto::message::{self, BadHelloVersion, JsonObject, Peek, Reader};
 use crate::proto::mqtt::Packet;
 use crate::text;
 
@@ -59,7 +59,7 @@ impl Core {
         };
         self.has_spoken |= peek.kind != "mcp";
         match &*peek.kind {
-            "hello" => self.on_device_hello(text, cx),
+            "hello" => self.on_device_hello(peek.object, cx),
             "mcp" => self.on_device_mcp(text, &peek, cx),
             "goodbye" if self.has_call() => self.hang_up(EndReason::DeviceGoodbye, cx),
             _ => self.forward_to_server(text, &peek, cx),
@@ -134,15 +134,11 @@ impl Core {
         cx.publish(message::tts(None, "stop"));
     }
 
-    fn on_device_hello(&mut self, text: &str, cx: &mut Context<'_>) {
-        let hello = match message::parse_device_hello(text) {
+    fn on_device_hello(&mut self, hello: JsonObject<'_>, cx: &mut Context<'_>) {
+        let hello = match message::parse_device_hello(hello) {
             Ok(hello) => hello,
-            Err(BadHello::Version(found)) => {
+            Err(BadHelloVersion(found)) => {
                 return self.close_with_error(CloseReason::HelloVersion(found), cx);
-            }
-            Err(_) => {
-                cx.count(Counter::BadDeviceText);
-                return;
             }
         };
         if let Some(cold) = &mut self.cold {

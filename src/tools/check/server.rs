@@ -12,7 +12,7 @@ use super::report::ServerReport;
 use crate::config::{ChatServerConfig, Framing};
 use crate::net::backend::blocking_client::{BlockingClient, DialReport};
 use crate::proto::audio;
-use crate::proto::message;
+use crate::proto::message::{self, JsonObject};
 use crate::session::{BackendStage, DialRequest, ServerHealth};
 use crate::tools::device::{GREETING, listen_message};
 use crate::tools::step_report::StepState;
@@ -93,16 +93,15 @@ impl ServerCheck<'_> {
 
     fn check_conversation(&self, mut conversation: Conversation, report: &mut ServerReport) {
         let diagnosis = &self.diagnosis;
-        match message::parse_device_hello(HELLO_WITH_MCP) {
-            Ok(hello) => conversation.client.send_text(hello.for_server(protocol_version(diagnosis.server))),
-            Err(error) => return report.add_step("hello", StepState::Fail, error.to_string(), None),
-        }
+        let hello = JsonObject::parse(HELLO_WITH_MCP).expect("it is an object");
+        let hello = message::parse_device_hello(hello).expect("its version is 3");
+        conversation.client.send_text(hello.for_server(protocol_version(diagnosis.server)));
         // A server to which the device is not bound speaks a binding code, and never says hello.
         let until = conversation.start + self.options.timeout;
         conversation.receive_until(until, |conversation| conversation.hello.is_some());
         match &conversation.hello {
             Some((text, took)) => {
-                let id = message::parse_server_hello(text).session_id;
+                let id = session_id_of(text);
                 let detail = id.map_or("without a session id".to_owned(), |id| format!("session {id}"));
                 let slow = (*took > SLOW_HELLO_THRESHOLD).then(|| diagnosis.slow_hello(*took));
                 let state = if slow.is_some() { StepState::Warn } else { StepState::Ok };
@@ -136,9 +135,7 @@ impl ServerCheck<'_> {
     /// Makes the server send audio: with some silence, which an echo sends back, then with a greeting, which a speaker
     /// answers.
     fn request_audio(&self, conversation: &mut Conversation) {
-        let hello =
-            conversation.hello.as_ref().and_then(|(text, _)| message::parse_server_hello(text).session_id);
-        let id = hello.unwrap_or_default();
+        let id = conversation.hello.as_ref().and_then(|(text, _)| session_id_of(text)).unwrap_or_default();
         let listen = |fields| listen_message(&id, fields);
         conversation.client.send_text(listen(r#""state":"start","mode":"manual""#));
         for i in 0..SILENCE_PACKET_COUNT {
@@ -158,6 +155,10 @@ impl ServerCheck<'_> {
 }
 
 /// The protocol version for a server whose framing is not known yet.
+fn session_id_of(hello: &str) -> Option<Box<str>> {
+    message::parse_server_hello(&JsonObject::parse(hello).ok()?).session_id
+}
+
 fn protocol_version(server: &ChatServerConfig) -> u8 {
     ServerHealth::default().protocol_version(server)
 }
