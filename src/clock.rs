@@ -48,15 +48,16 @@ pub(crate) fn timestamp(time: SystemTime, zone: Option<&TimeZone>) -> String {
     let unix = since.as_secs() as i64;
     let offset =
         zone.and_then(|zone| zone.find_local_time_type(unix).ok()).map_or(0, |local| local.ut_offset());
-    let mut text = String::new();
+    let mut text = String::with_capacity("2026-01-31T23:59:59.999+08:00".len());
     // It fails in a year beyond two billion only.
     if write!(text, "{}", LocalTime { unix_ms: since.as_millis() as u64, utc_offset_s: offset }).is_err() {
         return "-".to_owned();
     }
-    match text.strip_suffix("+00:00").or_else(|| text.strip_suffix("-00:00")) {
-        Some(utc) => format!("{utc}Z"),
-        None => text,
+    if let Some(local) = text.strip_suffix("+00:00").or_else(|| text.strip_suffix("-00:00")) {
+        text.truncate(local.len());
+        text.push('Z');
     }
+    text
 }
 
 fn warning(now: SystemTime, built_at: u64) -> Option<String> {

@@ -87,7 +87,10 @@ impl Event {
             ),
             _ => return None,
         };
-        Some(Self::new(kind, event.to_string(), fields))
+        // Most are as long. Writing to a string cannot fail.
+        let mut message = String::with_capacity(192);
+        let _ = write!(message, "{event}");
+        Some(Self::new(kind, message, fields))
     }
 
     /// A call has ended.
@@ -189,12 +192,13 @@ impl Event {
         }
         let id = Value::from(id);
         let texts = [("device", about.device), ("address", about.address), ("session", about.session)];
-        let mut members = vec![
+        let mut members = Vec::with_capacity(4 + texts.len() + self.fields.len());
+        members.extend([
             ("id", Member::Value(&id)),
             ("time", Member::Text(time)),
             ("event", Member::Text(self.kind.name())),
             ("message", Member::Text(&self.message)),
-        ];
+        ]);
         members.extend(texts.into_iter().filter_map(|(name, text)| Some((name, Member::Text(text?)))));
         members.extend(self.fields.iter().map(|(name, value)| (*name, Member::Value(value))));
         members.sort_unstable_by_key(|(name, _)| *name);

@@ -1,5 +1,6 @@
 //! One line of the log, as text or as JSON.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +14,8 @@ use crate::text;
 
 /// Bytes of a message, and of a field's text, at most; the rest is cut off.
 pub(super) const LONGEST: usize = 8 * 1024;
+/// Bytes that most messages and prefixes fit into, which are allocated at once.
+const TYPICAL: usize = 192;
 
 /// The fields that stand in brackets in front of a text line's message.
 const PREFIX_FIELDS: [&str; 3] = ["device", "address", "session"];
@@ -85,7 +88,13 @@ pub(super) fn json_line(time: &str, record: &Record<'_>) -> Vec<u8> {
 
 /// The message on one line: a peer's text must not look like a line of the log.
 fn message(record: &Record<'_>) -> String {
-    text::printable(&record.args().to_string(), LONGEST).into_owned()
+    let mut text = String::with_capacity(TYPICAL);
+    // Writing to a string cannot fail.
+    let _ = write!(text, "{}", record.args());
+    match text::printable(&text, LONGEST) {
+        Cow::Borrowed(all) if all.len() == text.len() => text,
+        changed => changed.into_owned(),
+    }
 }
 
 /// What stands in brackets in front of a text line's message: the values of [`PREFIX_FIELDS`].
@@ -102,7 +111,7 @@ impl Prefix {
 
     /// `[device address session=id] `, with what there is, or nothing. A session that `message` names itself is left out.
     fn before(&self, message: &str) -> String {
-        let mut text = String::new();
+        let mut text = String::with_capacity(TYPICAL);
         for (name, value) in PREFIX_FIELDS.iter().zip(&self.0) {
             let Some(value) = value else { continue };
             let label = if *name == "session" { "session=" } else { "" };
@@ -126,7 +135,8 @@ fn is_labelled(message: &str, label: &str, value: &str) -> bool {
 impl<'a> VisitSource<'a> for Prefix {
     fn visit_pair(&mut self, name: Key<'a>, value: Value<'a>) -> Result<(), Error> {
         if let Some(place) = PREFIX_FIELDS.iter().position(|field| name.as_str() == *field) {
-            self.0[place] = Some(text::printable(&value.to_string(), LONGEST).into_owned());
+            let text = value.to_borrowed_str().map_or_else(|| Cow::Owned(value.to_string()), Cow::Borrowed);
+            self.0[place] = Some(text::printable(&text, LONGEST).into_owned());
         }
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! Which device, connection and call a log line is about.
 
 use std::fmt;
-use std::net::SocketAddr;
 
 use log::kv::{Error, Key, Source, Value, VisitSource};
 
@@ -11,8 +10,8 @@ use log::kv::{Error, Key, Source, Value, VisitSource};
 pub(crate) struct LogSubject {
     /// The device's client id, at most 128 characters of it.
     pub(crate) device: Option<String>,
-    /// Where its connection comes from.
-    pub(crate) address: Option<SocketAddr>,
+    /// Where its connection comes from, `ip:port`.
+    pub(crate) address: Option<String>,
     /// The session id of its call: the one that the device was given or, before that, the gateway's own.
     pub(crate) session: Option<String>,
 }
@@ -23,7 +22,7 @@ impl Source for LogSubject {
             visitor.visit_pair(Key::from("device"), Value::from(device.as_str()))?;
         }
         if let Some(address) = &self.address {
-            visitor.visit_pair(Key::from("address"), Value::from_display(address))?;
+            visitor.visit_pair(Key::from("address"), Value::from(address.as_str()))?;
         }
         if let Some(session) = &self.session {
             visitor.visit_pair(Key::from("session"), Value::from(session.as_str()))?;

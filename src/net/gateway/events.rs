@@ -34,10 +34,9 @@ impl Gateway {
         log_about!(level, EventFields(subject, event), "{}{suffix}", event.message);
         let zone = (self.io.config.logging.time == LogTime::Local).then(|| self.admin.time_zone());
         let time = timestamp(SystemTime::now(), zone);
-        let address = subject.address.map(|address| address.to_string());
         let about = About {
             device: subject.device.as_deref(),
-            address: address.as_deref(),
+            address: subject.address.as_deref(),
             session: subject.session.as_deref(),
         };
         // The leader looks at the end of its iteration.

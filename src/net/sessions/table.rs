@@ -195,7 +195,7 @@ impl Sessions {
         let address = session.mqtt.as_ref().map(|mqtt| SocketAddr::new(session.core.ip(), mqtt.peer_port));
         LogSubject {
             device: session.core.client_id().map(|client_id| text::shown(&client_id.text()).into_owned()),
-            address,
+            address: address.map(|address| address.to_string()),
             session: session.core.logged_session_id().map(|session_id| text::shown(session_id).into_owned()),
         }
     }

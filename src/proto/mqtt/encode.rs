@@ -108,6 +108,7 @@ pub fn disconnect(out: &mut Vec<u8>) {
 /// The fixed header: first byte and remaining length (section 2.2).
 fn fixed_header(out: &mut Vec<u8>, first: u8, mut remaining: usize) {
     debug_assert!(remaining < 1 << 28, "no remaining length of four bytes holds {remaining}");
+    out.reserve(1 + 4 + remaining);
     out.push(first);
     while remaining > 0x7f {
         out.push(remaining as u8 | 0x80);
