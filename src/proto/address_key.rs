@@ -1,20 +1,28 @@
 //! What counts as one address in counts and limits.
 
-use std::net::{IpAddr, Ipv6Addr};
-
-/// The bits of an IPv6 address that name its network: one customer or one LAN, and 2^64 addresses.
-const NETWORK: u128 = !0 << 64;
+use std::net::IpAddr;
 
 /// The key under which an address is counted: an IPv4 address, also one that is written as IPv6, or the /64 network of an
-/// IPv6 address, since each of its hosts can use as many addresses of it as it wants.
+/// IPv6 address, one customer or one LAN, since each of its hosts can use as many addresses of it as it wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AddressKey(IpAddr);
+pub struct AddressKey(Key);
+
+/// Nine bytes: there is one for each device that proves nothing and says hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Key {
+    V4([u8; 4]),
+    /// The bytes of the network.
+    V6([u8; 8]),
+}
 
 impl From<IpAddr> for AddressKey {
     fn from(ip: IpAddr) -> Self {
         Self(match ip.to_canonical() {
-            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & NETWORK).into(),
-            v4 @ IpAddr::V4(_) => v4,
+            IpAddr::V4(ip) => Key::V4(ip.octets()),
+            IpAddr::V6(ip) => {
+                let [a, b, c, d, e, f, g, h, ..] = ip.octets();
+                Key::V6([a, b, c, d, e, f, g, h])
+            }
         })
     }
 }
