@@ -135,6 +135,7 @@ pub mod output_file;
 pub mod proto;
 pub mod session;
 mod text;
+mod text_ring;
 pub mod tools;
 
 pub use config::Config;

@@ -242,7 +242,7 @@ impl Log for Logger {
                 count_lost_line();
             }
         }
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).push(record.level(), line);
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).push(record.level(), &line);
     }
 
     fn flush(&self) {

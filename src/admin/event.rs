@@ -1,8 +1,6 @@
 //! Events: what they are called, which fields they have, and the words of their log lines. Nothing else formats them.
 
-use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -10,6 +8,7 @@ use crate::config::{Changes, EventKind};
 use crate::proto::message::push_json_string;
 use crate::session::{CallSummary, CloseReason, LogEvent};
 use crate::text::printable;
+use crate::text_ring::TextRing;
 
 /// Bytes of a text in an event, at most.
 const MAX_TEXT_BYTES: usize = 1024;
@@ -236,7 +235,7 @@ impl StoredEvent {
 /// The last events. Whoever reads them keeps the id of the last one it has read, and loses the oldest when it is too slow.
 #[derive(Debug)]
 pub struct EventRing {
-    events: VecDeque<Arc<StoredEvent>>,
+    events: TextRing<EventKind>,
     /// The id before that of the first event.
     base: u64,
     last: u64,
@@ -245,26 +244,25 @@ pub struct EventRing {
 }
 
 impl EventRing {
-    /// Events that are kept: about 500 bytes each.
+    /// Events that are kept: about 400 bytes each.
     pub const CAPACITY: usize = 512;
 
     /// An empty ring. Ids begin above those of an earlier process, whose clock was behind `unix_seconds`: a client that resumes
     /// behind an id of that process gets every event of this one. JavaScript reads them without loss until 2242.
     pub fn new(unix_seconds: u64) -> Self {
         let base = unix_seconds << 20;
-        Self { events: VecDeque::new(), base, last: base, json: String::new() }
+        Self { events: TextRing::new(), base, last: base, json: String::new() }
     }
 
     /// Adds an event; the oldest one makes room for it.
     pub fn push(&mut self, event: &Event, time: &str, about: About<'_>) {
         self.last += 1;
         if self.events.len() >= Self::CAPACITY {
-            self.events.pop_front();
+            self.events.remove_oldest();
         }
         self.json.clear();
         event.write_json(&mut self.json, self.last, time, about);
-        let json = self.json.as_str().into();
-        self.events.push_back(Arc::new(StoredEvent { id: self.last, kind: event.kind, json }));
+        self.events.push(event.kind, self.json.as_bytes());
     }
 
     /// The id of the last event, or the one before the first.
@@ -274,12 +272,16 @@ impl EventRing {
 
     /// The first kept event behind this id that is `wanted`, and how many events behind it are no longer kept. An id that this
     /// process has not given stands for its start.
-    pub fn after(&self, id: u64, wanted: impl Fn(EventKind) -> bool) -> (u64, Option<Arc<StoredEvent>>) {
+    pub fn after(&self, id: u64, wanted: impl Fn(EventKind) -> bool) -> (u64, Option<StoredEvent>) {
         let id = if (self.base..=self.last).contains(&id) { id } else { self.base };
         let first = self.last - self.events.len() as u64 + 1;
         let lost = first.saturating_sub(id + 1);
         let skipped = (id + 1).saturating_sub(first) as usize;
-        let next = self.events.iter().skip(skipped).find(|event| wanted(event.kind)).cloned();
+        let mut behind = self.events.items().enumerate().skip(skipped);
+        let next = behind.find(|(_, kind)| wanted(**kind)).map(|(place, kind)| {
+            let json = String::from_utf8(self.events.text(place)).expect("a text was put there");
+            StoredEvent { id: first + place as u64, kind: *kind, json: json.into() }
+        });
         (lost, next)
     }
 }
@@ -287,6 +289,7 @@ impl EventRing {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -477,7 +480,7 @@ mod tests {
             }
         };
         push(&mut ring, 3);
-        let id = |found: (u64, Option<Arc<StoredEvent>>)| (found.0, found.1.map(|event| event.id - base));
+        let id = |found: (u64, Option<StoredEvent>)| (found.0, found.1.map(|event| event.id - base));
         assert_eq!(id(ring.after(base, |_| true)), (0, Some(1)));
         assert_eq!(id(ring.after(base + 1, |_| true)), (0, Some(2)));
         assert_eq!(id(ring.after(base + 1, |kind| kind == EventKind::ConfigRefused)), (0, Some(3)));

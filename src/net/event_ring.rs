@@ -74,7 +74,7 @@ impl EventStream {
     }
 
     /// The first event behind this id, and how many behind it are lost.
-    pub(crate) fn after(&self, id: u64) -> (u64, Option<Arc<StoredEvent>>) {
+    pub(crate) fn after(&self, id: u64) -> (u64, Option<StoredEvent>) {
         self.ring().after(id, |_| true)
     }
 
@@ -85,7 +85,7 @@ impl EventStream {
         cursor: &mut u64,
         wanted: impl Fn(EventKind) -> bool,
         end: &ReaderEnd,
-    ) -> Option<(u64, Arc<StoredEvent>)> {
+    ) -> Option<(u64, StoredEvent)> {
         let (mut ring, mut all_lost) = (self.ring(), 0);
         loop {
             if end.is_now() {
