@@ -2,8 +2,9 @@
 //!
 //! Time is counted in ticks of 8 ms since the wheel's start. The near level has one slot per tick of the current block
 //! of 256 ticks (2.048 s). The far level has one slot per block, for the 255 blocks ahead (8.7 minutes); entries that are
-//! due later wait in its last slot and are placed again when that block begins. Timers are not cancelled: the owner
-//! remembers the tick of its one valid entry and ignores every other expiration.
+//! due later wait in its last slot and are placed again when that block begins. An owner with one deadline that changes keeps
+//! [`Armed`], and its entry is moved when the deadline comes earlier. Other timers are not cancelled: their owner remembers the
+//! tick of its one valid entry and ignores every other expiration.
 //!
 //! The entries of a slot are a linked list in one arena. So the slots cost 2 KiB however many timers a slot once held, and
 //! moving an entry between slots copies nothing.
@@ -14,6 +15,11 @@ const TICK: Duration = Duration::from_millis(8);
 const TICKS_PER_SECOND: u64 = 125;
 const SLOTS: u64 = 256;
 const NONE: u32 = u32::MAX;
+/// What the first entry of a list has as the one before it: this, and the number of the list. The lists are those of the near slots,
+/// of the far slots, and of entries that were already due when they were armed.
+const FIRST_LIST: u32 = NONE - 1 - LATE;
+const FAR: u32 = SLOTS as u32;
+const LATE: u32 = 2 * FAR;
 /// The most ticks from now to an entry: 198 days.
 const HORIZON: u64 = i32::MAX as u64;
 
@@ -35,10 +41,32 @@ struct Node<T> {
     /// The low half of the tick.
     tick: u32,
     timer: T,
+    /// The node before, or [`FIRST_LIST`] and the number of the list; [`NONE`] in an unused node.
+    previous: u32,
     next: u32,
 }
 
-impl<T: Copy> TimerWheel<T> {
+/// Where the one entry of a timer is, as far as its owner knows: the entry may have expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Armed {
+    /// The low half of the tick.
+    tick: u32,
+    node: u32,
+}
+
+impl Armed {
+    /// There is no entry.
+    pub const NOT: Self = Self { tick: 0, node: NONE };
+
+    /// An entry of this timer has expired, at this tick. To be told before the halves of ticks repeat, after 198 days.
+    pub fn on_expired(&mut self, tick: u64) {
+        if self.tick == tick as u32 {
+            *self = Self::NOT;
+        }
+    }
+}
+
+impl<T: Copy + PartialEq> TimerWheel<T> {
     /// An empty wheel whose first tick is `start`.
     pub fn new(start: Instant) -> Self {
         Self {
@@ -56,7 +84,36 @@ impl<T: Copy> TimerWheel<T> {
     /// the next [`expire`](Self::expire); with `at` more than half a year ahead it expires after half a year.
     pub fn arm(&mut self, at: Instant, timer: T) -> u64 {
         let tick = self.tick(at);
-        let node = Node { tick: tick as u32, timer, next: NONE };
+        self.add(tick as u32, timer);
+        tick
+    }
+
+    /// Makes sure that `timer` expires at the first tick that is not before `at`, or earlier: its one entry, which is the one `armed` knows
+    /// of if that has not expired, is moved there unless it is earlier already.
+    pub fn arm_by(&mut self, armed: &mut Armed, at: Instant, timer: T) {
+        let tick = self.tick(at);
+        if armed.node != NONE {
+            let armed_tick = self.full_tick(armed.tick);
+            // Its memory need not be looked at.
+            if self.done < armed_tick && armed_tick <= tick {
+                return;
+            }
+            let node = &self.nodes[armed.node as usize];
+            if node.previous != NONE && node.timer == timer {
+                if armed_tick > tick {
+                    self.remove(armed.node);
+                    self.nodes[armed.node as usize].tick = tick as u32;
+                    self.place(armed.node);
+                    armed.tick = tick as u32;
+                }
+                return;
+            }
+        }
+        *armed = Armed { tick: tick as u32, node: self.add(tick as u32, timer) };
+    }
+
+    fn add(&mut self, tick: u32, timer: T) -> u32 {
+        let node = Node { tick, timer, previous: NONE, next: NONE };
         let index = match self.free {
             NONE => {
                 self.nodes.push(node);
@@ -69,7 +126,7 @@ impl<T: Copy> TimerWheel<T> {
             }
         };
         self.place(index);
-        tick
+        index
     }
 
     /// The tick that [`arm`](Self::arm) would return for `at`.
@@ -153,16 +210,41 @@ impl<T: Copy> TimerWheel<T> {
 
     fn place(&mut self, index: u32) {
         let tick = self.full_tick(self.nodes[index as usize].tick);
-        let node = &mut self.nodes[index as usize];
         let (block, here) = (tick / SLOTS, self.done / SLOTS);
-        let head = if tick <= self.done {
-            &mut self.late
+        let list = if tick <= self.done {
+            LATE
         } else if block == here {
-            self.near.head(tick)
+            (tick % SLOTS) as u32
         } else {
-            self.far.head(block.min(here + SLOTS - 1))
+            FAR + (block.min(here + SLOTS - 1) % SLOTS) as u32
         };
-        node.next = std::mem::replace(head, index);
+        let next = self.set_first(list, index);
+        if let Some(next) = self.nodes.get_mut(next as usize) {
+            next.previous = index;
+        }
+        let node = &mut self.nodes[index as usize];
+        (node.previous, node.next) = (FIRST_LIST + list, next);
+    }
+
+    /// Takes an entry out of its list.
+    fn remove(&mut self, index: u32) {
+        let Node { previous, next, .. } = self.nodes[index as usize];
+        match previous.checked_sub(FIRST_LIST) {
+            Some(list) => drop(self.set_first(list, next)),
+            None => self.nodes[previous as usize].next = next,
+        }
+        if let Some(next) = self.nodes.get_mut(next as usize) {
+            next.previous = previous;
+        }
+    }
+
+    /// Returns what was the first entry of the list before.
+    fn set_first(&mut self, list: u32, index: u32) -> u32 {
+        match list {
+            LATE => std::mem::replace(&mut self.late, index),
+            FAR.. => self.far.set_first(list - FAR, index),
+            _ => self.near.set_first(list, index),
+        }
     }
 
     fn push_due(&mut self, mut list: u32, due: &mut Vec<(u64, T)>) {
@@ -170,6 +252,7 @@ impl<T: Copy> TimerWheel<T> {
             let tick = self.full_tick(self.nodes[list as usize].tick);
             let node = &mut self.nodes[list as usize];
             due.push((tick, node.timer));
+            node.previous = NONE;
             let next = std::mem::replace(&mut node.next, self.free);
             self.free = std::mem::replace(&mut list, next);
         }
@@ -206,18 +289,17 @@ impl Level {
         Self { heads: [NONE; SLOTS as usize], occupied: [0; 4] }
     }
 
-    /// The head of the list at `position`, which is marked non-empty.
-    fn head(&mut self, position: u64) -> &mut u32 {
-        let slot = (position % SLOTS) as usize;
-        self.occupied[slot / 64] |= 1 << (slot % 64);
-        &mut self.heads[slot]
+    /// Sets the head of the list in this slot, and returns the one before.
+    fn set_first(&mut self, slot: u32, head: u32) -> u32 {
+        let slot = slot as usize;
+        self.occupied[slot / 64] &= !(1 << (slot % 64));
+        self.occupied[slot / 64] |= u64::from(head != NONE) << (slot % 64);
+        std::mem::replace(&mut self.heads[slot], head)
     }
 
     /// Empties the list at `position` and returns its old head.
     fn take(&mut self, position: u64) -> u32 {
-        let slot = (position % SLOTS) as usize;
-        self.occupied[slot / 64] &= !(1 << (slot % 64));
-        std::mem::replace(&mut self.heads[slot], NONE)
+        self.set_first((position % SLOTS) as u32, NONE)
     }
 
     /// The first non-empty position among the 255 that follow `position`.
@@ -340,6 +422,25 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_is_moved_when_its_deadline_comes_earlier() {
+        let start = Instant::now();
+        let (mut wheel, mut due, mut armed) = (TimerWheel::new(start), Vec::new(), Armed::NOT);
+        // From the far level's last slot to the far level, the near level, and to what is due.
+        for at in [900_000, 900_000, 950_000, 60_000, 1_000, 500, 1_000, 0] {
+            wheel.arm_by(&mut armed, start + ms(at), 'a');
+            assert_eq!(wheel.nodes.len(), 1, "{at}");
+        }
+        wheel.expire(start, &mut due);
+        assert_eq!((due.split_off(0), wheel.next()), (vec![(0, 'a')], None));
+        // Its node is another timer's now.
+        wheel.arm(start + ms(80), 'b');
+        wheel.arm_by(&mut armed, start + ms(40), 'a');
+        wheel.arm_by(&mut armed, start + ms(24), 'a');
+        wheel.expire(start + ms(100), &mut due);
+        assert_eq!(due, [(3, 'a'), (10, 'b')]);
+    }
+
+    #[test]
     fn nodes_are_used_again() {
         let start = Instant::now();
         let mut wheel = TimerWheel::new(start);
@@ -356,10 +457,15 @@ mod tests {
         assert!(wheel.nodes.len() <= 20, "{} nodes", wheel.nodes.len());
     }
 
+    /// Timers that each have one entry, which is moved.
+    const MOVED: usize = 4;
+
     #[derive(Clone, Debug)]
     enum Step {
         /// Arm this long from now, or before now when negative (milliseconds).
         Arm(i64),
+        /// The one entry of this timer, by so long from now.
+        ArmBy(usize, u64),
         /// Let this much time pass, microseconds.
         Sleep(u64),
         /// Sleep exactly until `next()`.
@@ -371,6 +477,8 @@ mod tests {
             4 => (-100i64..5_000).prop_map(Step::Arm),
             1 => (0i64..2_000_000).prop_map(Step::Arm),
             1 => (0i64..40_000_000).prop_map(Step::Arm),
+            4 => (0..MOVED, 0u64..5_000).prop_map(|(timer, delay)| Step::ArmBy(timer, delay)),
+            2 => (0..MOVED, 0u64..2_000_000).prop_map(|(timer, delay)| Step::ArmBy(timer, delay)),
             3 => (0u64..300_000).prop_map(Step::Sleep),
             1 => (0u64..600_000_000).prop_map(Step::Sleep),
             1 => (0u64..20_000_000_000).prop_map(Step::Sleep),
@@ -388,7 +496,8 @@ mod tests {
             let mut wheel = TimerWheel::new(start);
             // Armed timers: (tick, number). One is due when its tick has passed.
             let mut model: Vec<(u64, u32)> = Vec::new();
-            let mut number = 0;
+            let mut number = MOVED as u32;
+            let mut armed = [Armed::NOT; MOVED];
             for step in steps {
                 match step {
                     Step::Arm(delay) => {
@@ -398,6 +507,17 @@ mod tests {
                         prop_assert!(start + ms(tick * 8) < at.max(start) + TICK, "expires more than a tick late");
                         model.push((tick, number));
                         number += 1;
+                        continue;
+                    }
+                    Step::ArmBy(timer, delay) => {
+                        let at = now + ms(delay);
+                        wheel.arm_by(&mut armed[timer], at, timer as u32);
+                        let tick = wheel.tick(at);
+                        match model.iter_mut().find(|(_, number)| *number == timer as u32) {
+                            Some((earlier, _)) => *earlier = tick.min(*earlier),
+                            None => model.push((tick, timer as u32)),
+                        }
+                        prop_assert_eq!(wheel.len(), model.len());
                         continue;
                     }
                     Step::Sleep(micros) => now += Duration::from_micros(micros),

@@ -14,7 +14,6 @@ use crate::net::event_loop::token::{
 use crate::net::gateway::Gateway;
 use crate::net::gateway::audio_events::TOUCHED_AT_ONCE;
 use crate::net::gateway::handle::Command;
-use crate::net::sessions::session::NOT_ARMED;
 use crate::session::Core;
 
 /// When a timer is this late, the process did not run for a while. Also for how long timers are then delayed at most.
@@ -280,7 +279,9 @@ impl Gateway {
                 #[cfg(feature = "cluster")]
                 TimerKind::Redis => self.on_redis_timer(tick),
                 #[cfg(feature = "cluster")]
-                TimerKind::GatewayRequest(request_id) => self.on_gateway_request_timer(request_id),
+                TimerKind::GatewayRequest([high, low]) => {
+                    self.on_gateway_request_timer(u64::from(high) << 32 | u64::from(low));
+                }
                 TimerKind::Drain => self.on_drain_timer(),
                 TimerKind::Stop => {}
             }
@@ -291,10 +292,7 @@ impl Gateway {
     fn on_session_timer(&mut self, id: SessionId, tick: u64) {
         let now = self.io.now;
         let Some(session) = self.sessions.live(id) else { return };
-        if session.armed_tick != tick {
-            return;
-        }
-        session.armed_tick = NOT_ARMED;
+        session.armed.on_expired(tick);
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let held_output = is_due(session.mqtt.as_ref().and_then(|connection| connection.hold_until()));
         let next_address = is_due(session.backend.as_ref().and_then(|backend| backend.next_step_at()));

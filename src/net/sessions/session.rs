@@ -3,12 +3,10 @@
 use std::time::Instant;
 
 use crate::net::backend::connection::BackendConnection;
+use crate::net::event_loop::timer_wheel::Armed;
 use crate::net::event_loop::token::SessionId;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::session::{Core, FarEnd};
-
-/// No tick of the timer wheel; later than all ticks.
-pub(crate) const NOT_ARMED: u64 = u64::MAX;
 
 /// A device and its call, or what is left of them: a call whose device is disconnected, a connection that is closing. Small,
 /// since most sessions are idle.
@@ -18,8 +16,8 @@ pub(crate) struct Session {
     pub(crate) mqtt: Option<MqttConnection>,
     pub(crate) backend: Option<Box<BackendConnection>>,
     pub(super) rare: Option<Box<RareState>>,
-    /// The tick of the one live entry in the timer wheel, or [`NOT_ARMED`].
-    pub(crate) armed_tick: u64,
+    /// Its entry in the timer wheel.
+    pub(crate) armed: Armed,
     /// On the list of sessions to be flushed at the end of the iteration.
     pub(crate) dirty: bool,
     /// On the list of sessions to be freed at the end of the iteration.
@@ -103,6 +101,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::event_loop::io::TimerKind;
 
     /// There may be tens of thousands of idle devices.
     #[test]
@@ -111,5 +110,7 @@ mod tests {
         // In debug builds, mio's sockets also hold their poll's id.
         let max = if cfg!(debug_assertions) { 184 } else { 176 };
         assert!(size_of::<Session>() <= max, "{}", size_of::<Session>());
+        // Each has one.
+        assert!(size_of::<TimerKind>() <= 12, "{}", size_of::<TimerKind>());
     }
 }

@@ -9,12 +9,13 @@ use slab::Slab;
 use crate::net::backend::connection::BackendConnection;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::timer_wheel::Armed;
 use crate::net::event_loop::token::SessionId;
 use crate::net::log_subject::LogSubject;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::sessions::index::Index;
 use crate::net::sessions::memory_budget::MemoryBudget;
-use crate::net::sessions::session::{NOT_ARMED, Session};
+use crate::net::sessions::session::Session;
 use crate::proto::identity::{ClientId, Mac};
 use crate::session::Core;
 use crate::text;
@@ -51,7 +52,7 @@ impl Sessions {
             mqtt,
             backend,
             rare: None,
-            armed_tick: NOT_ARMED,
+            armed: Armed::NOT,
             dirty: false,
             closing: false,
             lingering,
@@ -84,7 +85,7 @@ impl Sessions {
     /// Reads what packets of these sessions' calls need: see [`Core::touch`].
     pub(crate) fn touch(&self, ids: impl Iterator<Item = SessionId> + Clone) {
         for session in ids.clone().filter_map(|id| self.get(id)) {
-            black_box((session.mqtt.is_some(), session.backend.is_some(), session.armed_tick, session.dirty));
+            black_box((session.mqtt.is_some(), session.backend.is_some(), session.armed, session.dirty));
             black_box(session.core.is_online());
         }
         for session in ids.filter_map(|id| self.get(id)) {
@@ -206,10 +207,7 @@ impl Sessions {
     pub(crate) fn arm_timer(&mut self, id: SessionId, io: &mut Io) {
         let Some(session) = self.live(id) else { return };
         let Some(deadline) = session.deadline() else { return };
-        let tick = io.timers.tick(deadline);
-        if tick < session.armed_tick {
-            session.armed_tick = io.timers.arm(deadline, TimerKind::Session(id));
-        }
+        io.timers.arm_by(&mut session.armed, deadline, TimerKind::Session(id));
     }
 
     /// Puts the session on the list to be flushed at the end of the iteration.
@@ -372,10 +370,10 @@ mod tests {
         let (mut sessions, mut io) = (Sessions::default(), Io::for_test());
         let id = insert(&mut sessions, &io);
         sessions.arm_timer(id, &mut io);
-        let armed = sessions.live(id).unwrap().armed_tick;
-        assert_ne!(armed, NOT_ARMED, "the time limit for CONNECT");
+        let armed = io.timers.next();
+        assert_ne!(armed, None, "the time limit for CONNECT");
         sessions.live(id).unwrap().set_linger_until(Some(io.now));
         sessions.arm_timer(id, &mut io);
-        assert!(sessions.live(id).unwrap().armed_tick < armed);
+        assert!(io.timers.next() < armed);
     }
 }
