@@ -4,7 +4,7 @@ use std::fmt;
 
 use mqtt_websocket_proxy_cipher::Key;
 
-/// A call's AES-128 key, expanded once.
+/// A call's AES-128 key.
 pub struct Cipher(Implementation);
 
 enum Implementation {
@@ -16,7 +16,7 @@ enum Implementation {
 }
 
 impl Cipher {
-    /// Expands `key`.
+    /// Takes `key`.
     pub fn new(key: &[u8; 16]) -> Self {
         #[cfg(openssl_cipher)]
         if openssl_cipher::is_faster()
@@ -152,6 +152,9 @@ mod tests {
             let mut by_crate = plain.clone();
             Cipher::with_crate(&key).apply(&iv, &mut by_crate);
             prop_assert_eq!(&by_crate, &expected);
+            let mut by_expanded_key = plain.clone();
+            apply_by_crate(&Key::expanded(&key), &iv, &mut by_expanded_key);
+            prop_assert_eq!(&by_expanded_key, &expected);
             #[cfg(all(feature = "tls", not(windows), not(target_vendor = "apple")))]
             {
                 let context = openssl_cipher::Context::new(&key).unwrap();

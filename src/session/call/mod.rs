@@ -443,8 +443,7 @@ mod tests {
 
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn a_call_takes_at_most_848_bytes() {
-        // On x86-64 and ARMv8. The expanded AES key takes 176 bytes.
-        assert!(size_of::<Call>() <= 848, "{}", size_of::<Call>());
+    fn a_call_takes_at_most_696_bytes() {
+        assert!(size_of::<Call>() <= 696, "{}", size_of::<Call>());
     }
 }
