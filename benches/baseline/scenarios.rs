@@ -224,7 +224,7 @@ const SCALE_FIGURES: [&str; 12] = [
     "memory after they left, KB",
 ];
 
-/// 5,000 devices, 1,000 of them in calls.
+/// 5,000 devices: 1,000 of them in calls, then all.
 fn scale(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let (devices, calls) = if options.quick { (100, 40) } else { (5000, 1000) };
     let (target, mut load) = start(subject)?;
@@ -251,23 +251,28 @@ fn scale(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()
 
     load.start_calls(calls / 10, CONCURRENT_CALL_SETUPS)?;
     load.measure(calls / 10, calls as f64 / 10.0 * PACKETS_PER_CALL_PER_SECOND, Duration::from_millis(200))?;
-    let (memory, cpu, begin) = (target.memory()?, target.cpu_us(), Instant::now());
-    load.stats.call_setups_ns.clear();
+    let memory = target.memory()?;
     load.start_calls(calls, CONCURRENT_CALL_SETUPS)?;
-    let (many, took) = ((calls - calls / 10) as f64, begin.elapsed());
-    report.add(SCALE_FIGURES[9], subject, (target.cpu_us() - cpu) / many);
-    report.add(SCALE_FIGURES[6], subject, many / took.as_secs_f64());
-    let mut set_ups: Vec<_> = load.stats.call_setups_ns.iter().map(|nanos| *nanos as f64 / 1e6).collect();
-    report.add(SCALE_FIGURES[7], subject, percentile(&mut set_ups, 0.5));
-    report.add(SCALE_FIGURES[8], subject, percentile(&mut set_ups, 0.99));
     load.echo = true;
     load.measure(calls, calls as f64 * PACKETS_PER_CALL_PER_SECOND, Duration::from_millis(500))?;
     load.drain(Duration::from_millis(100))?;
     report.add(
         SCALE_FIGURES[10],
         subject,
-        (target.memory()?.anonymous_kib - memory.anonymous_kib) * 1024.0 / many,
+        (target.memory()?.anonymous_kib - memory.anonymous_kib) * 1024.0 / (calls - calls / 10) as f64,
     );
+
+    // Of all others: those of the calls before took 50 ms in all, in which one event of the host shows.
+    load.echo = false;
+    load.stats.call_setups_ns.clear();
+    let (cpu, begin) = (target.cpu_us(), Instant::now());
+    load.start_calls(devices, CONCURRENT_CALL_SETUPS)?;
+    let (many, took) = ((devices - calls) as f64, begin.elapsed());
+    report.add(SCALE_FIGURES[9], subject, (target.cpu_us() - cpu) / many);
+    report.add(SCALE_FIGURES[6], subject, many / took.as_secs_f64());
+    let mut set_ups: Vec<_> = load.stats.call_setups_ns.iter().map(|nanos| *nanos as f64 / 1e6).collect();
+    report.add(SCALE_FIGURES[7], subject, percentile(&mut set_ups, 0.5));
+    report.add(SCALE_FIGURES[8], subject, percentile(&mut set_ups, 0.99));
     drop(load);
     std::thread::sleep(Duration::from_millis(1500));
     report.add(SCALE_FIGURES[11], subject, target.memory()?.rss_kib);
