@@ -53,12 +53,12 @@ impl Gateway {
 
     /// Reads what these datagrams of the batch need.
     fn touch_calls(&mut self, datagrams: Range<usize>) {
-        let mut ids = [None; TOUCHED_AT_ONCE];
-        for (i, id) in datagrams.zip(&mut ids) {
+        let mut slots = [None; TOUCHED_AT_ONCE];
+        for (i, slot) in datagrams.zip(&mut slots) {
             let (_, datagram) = self.audio.socket.datagram(i);
-            *id = socket::ssrc(datagram).and_then(|ssrc| self.sessions.index.call(ssrc));
+            *slot = socket::ssrc(datagram).and_then(|ssrc| self.sessions.index.call(ssrc));
         }
-        self.sessions.touch(ids.into_iter().flatten());
+        self.sessions.touch(slots.into_iter().flatten());
     }
 
     /// Writes the frames of a full batch, those of the sessions behind so many dirty ones, before the next batch: so the same few
@@ -88,8 +88,7 @@ impl Gateway {
 
     fn try_uplink(&mut self, i: usize) -> Result<(), DropReason> {
         let (info, datagram) = self.audio.socket.datagram(i);
-        let id = socket::ssrc(datagram).and_then(|ssrc| self.sessions.index.call(ssrc));
-        let session = id.and_then(|id| Some((id, self.sessions.live(id)?)));
+        let session = socket::ssrc(datagram).and_then(|ssrc| self.sessions.by_ssrc(ssrc));
         let Some((id, session)) = session else { return Err(DropReason::UnknownSsrc) };
         let from = UdpPeer { addr: info.from, local_ip: info.local };
         let device_heard = match session.core.uplink(from, datagram, &self.io.config, self.io.now) {

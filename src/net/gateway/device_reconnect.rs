@@ -43,7 +43,8 @@ impl Gateway {
     pub(super) fn watch_address(&mut self, id: SessionId, ip: IpAddr) {
         let Some(session) = self.sessions.get(id) else { return };
         let core = &session.core;
-        if !core.is_closed() && core.ssrc().and_then(|ssrc| self.sessions.index.call(ssrc)) == Some(id) {
+        let slot = core.ssrc().and_then(|ssrc| self.sessions.index.call(ssrc));
+        if !core.is_closed() && slot == Some(id.slot as usize) {
             self.audio.drops.forget(core.ip());
             self.audio.drops.watch(ip);
         }

@@ -33,8 +33,7 @@ impl Gateway {
         let mut ahead = events.iter();
         for (i, event) in events.iter().enumerate() {
             if i % TOUCHED_AT_ONCE == 0 {
-                self.sessions
-                    .touch(ahead.clone().take(TOUCHED_AT_ONCE).filter_map(|event| self.server_event(event)));
+                self.sessions.touch(ahead.clone().take(TOUCHED_AT_ONCE).filter_map(Self::server_event));
                 ahead.nth(TOUCHED_AT_ONCE - 1);
             }
             self.dispatch(event);
@@ -124,10 +123,10 @@ impl Gateway {
         }
     }
 
-    /// The session whose chat server has caused this event.
-    fn server_event(&self, event: &Event) -> Option<SessionId> {
+    /// The slot of the session whose chat server has caused this event.
+    fn server_event(event: &Event) -> Option<usize> {
         let (role, slot) = token::from_token(event.token());
-        (role == Role::Backend).then(|| self.sessions.at(slot))?
+        (role == Role::Backend).then_some(slot)
     }
 
     fn dispatch(&mut self, event: &Event) {

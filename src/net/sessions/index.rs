@@ -7,43 +7,45 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use crate::net::event_loop::token::SessionId;
 use crate::proto::identity::Mac;
 
-/// Both indexes. To save memory, an entry of a device holds no MAC but the session's slot. Each entry holds what growing the table
-/// needs to move it, because looking up thousands of sessions at once would interrupt the audio of calls.
+/// Both indexes. An entry is small, to save memory, and since each packet of thousands of calls looks for another one outside the caches.
 #[derive(Default)]
 pub struct Index {
     /// By ssrc.
-    calls: HashTable<CallEntry>,
-    /// By MAC. A client id contains one, and several client ids may have the same.
-    devices: HashTable<DeviceEntry>,
+    calls: HashTable<Entry>,
+    /// By the hash of the MAC. A client id contains one, and several client ids may have the same.
+    devices: HashTable<Entry>,
     hasher: DefaultHashBuilder,
 }
 
-struct CallEntry {
-    ssrc: u32,
-    id: SessionId,
-}
-
-struct DeviceEntry {
-    /// Of the MAC.
-    hash: u32,
+struct Entry {
+    /// What growing the table needs to move the entry, because looking up thousands of sessions at once would interrupt the audio of
+    /// calls.
+    key: u32,
     /// Of the session, whose entry is removed before its slot is free for another one.
     slot: u32,
 }
 
+impl Entry {
+    /// The hash for the table. Ssrcs and hashes are random already; the table also needs entropy in the upper bits.
+    fn hash(&self) -> u64 {
+        spread(self.key)
+    }
+}
+
 impl Index {
-    /// The session of the call with this ssrc.
-    pub fn call(&self, ssrc: u32) -> Option<SessionId> {
-        self.calls.find(spread(ssrc), |call| call.ssrc == ssrc).map(|call| call.id)
+    /// The slot of the session of the call with this ssrc.
+    pub fn call(&self, ssrc: u32) -> Option<usize> {
+        self.calls.find(spread(ssrc), |call| call.key == ssrc).map(|call| call.slot as usize)
     }
 
     /// Adds a call. No other call has its ssrc.
     pub fn add_call(&mut self, ssrc: u32, id: SessionId) {
-        self.calls.insert_unique(spread(ssrc), CallEntry { ssrc, id }, |call| spread(call.ssrc));
+        self.calls.insert_unique(spread(ssrc), Entry { key: ssrc, slot: id.slot }, Entry::hash);
     }
 
     /// Removes the call if it is still this session's, and returns whether it was.
     pub(crate) fn remove_call(&mut self, ssrc: u32, id: SessionId) -> bool {
-        let entry = self.calls.find_entry(spread(ssrc), |call| call.ssrc == ssrc && call.id == id);
+        let entry = self.calls.find_entry(spread(ssrc), |call| call.key == ssrc && call.slot == id.slot);
         entry.map(|entry| entry.remove()).is_ok()
     }
 
@@ -54,14 +56,13 @@ impl Index {
     /// The slots of sessions that may have this MAC; the caller must compare.
     pub(crate) fn candidates(&self, mac: Mac) -> impl Iterator<Item = usize> {
         let hash = self.hash(mac);
-        let same_hash = self.devices.iter_hash(spread(hash)).filter(move |device| device.hash == hash);
+        let same_hash = self.devices.iter_hash(spread(hash)).filter(move |device| device.key == hash);
         same_hash.map(|device| device.slot as usize)
     }
 
     pub(crate) fn add_device(&mut self, mac: Mac, id: SessionId) {
         let hash = self.hash(mac);
-        let entry = DeviceEntry { hash, slot: id.slot };
-        self.devices.insert_unique(spread(hash), entry, |device| spread(device.hash));
+        self.devices.insert_unique(spread(hash), Entry { key: hash, slot: id.slot }, Entry::hash);
     }
 
     /// Removes the device's entry of this session.
@@ -73,8 +74,8 @@ impl Index {
 
     /// Returns the memory that only a peak needed.
     pub(crate) fn shrink(&mut self) {
-        self.devices.shrink_to_fit(|device| spread(device.hash));
-        self.calls.shrink_to_fit(|call| spread(call.ssrc));
+        self.devices.shrink_to_fit(Entry::hash);
+        self.calls.shrink_to_fit(Entry::hash);
     }
 
     pub(crate) fn devices(&self) -> usize {
@@ -86,7 +87,6 @@ impl Index {
     }
 }
 
-/// The hash for the table. Ssrcs and hashes are random already; the table also needs entropy in the upper bits.
 fn spread(value: u32) -> u64 {
     u64::from(value).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

@@ -82,13 +82,20 @@ impl Sessions {
         self.slab.get(id.slot as usize).filter(|session| session.epoch == id.epoch)
     }
 
-    /// Reads what packets of these sessions' calls need: see [`Core::touch`].
-    pub(crate) fn touch(&self, ids: impl Iterator<Item = SessionId> + Clone) {
-        for session in ids.clone().filter_map(|id| self.get(id)) {
+    /// The session of the call with this ssrc.
+    pub(crate) fn by_ssrc(&mut self, ssrc: u32) -> Option<(SessionId, &mut Session)> {
+        let slot = self.index.call(ssrc)?;
+        let session = self.slab.get_mut(slot).filter(|session| session.core.ssrc() == Some(ssrc))?;
+        Some((SessionId { slot: slot as u32, epoch: session.epoch }, session))
+    }
+
+    /// Reads what packets of the calls of the sessions in these slots need: see [`Core::touch`].
+    pub(crate) fn touch(&self, slots: impl Iterator<Item = usize> + Clone) {
+        for session in slots.clone().filter_map(|slot| self.slab.get(slot)) {
             black_box((session.mqtt.is_some(), session.backend.is_some(), session.armed, session.dirty));
             black_box(session.core.is_online());
         }
-        for session in ids.filter_map(|id| self.get(id)) {
+        for session in slots.filter_map(|slot| self.slab.get(slot)) {
             session.core.touch();
             if let Some(backend) = &session.backend {
                 backend.touch();
@@ -363,6 +370,15 @@ mod tests {
             true
         });
         assert_eq!(seen, [b]);
+    }
+
+    #[test]
+    fn an_entry_of_a_call_that_is_gone_finds_no_session() {
+        let (mut sessions, io) = (Sessions::default(), Io::for_test());
+        let id = insert(&mut sessions, &io);
+        sessions.index.add_call(7, id);
+        assert_eq!(sessions.index.call(7), Some(id.slot as usize));
+        assert!(sessions.by_ssrc(7).is_none(), "no call has this ssrc");
     }
 
     #[test]
