@@ -342,24 +342,33 @@ fn saturation(options: &Options, subject: Subject, report: &mut Report) -> Outco
 /// The same packet rate from few calls and from many.
 fn calls_scaling(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let (few, many, rate) = if options.quick { (10, 100, 2000.0) } else { (100, 9000, 30_000.0) };
-    let (target, mut load) = start(subject)?;
     // Long, since the system counts time outside of it in hundredths of a second.
-    let time = Duration::from_millis(if options.quick { 200 } else { 6000 });
-    let (mut cost, mut user) = ([0.0; 2], [0.0; 2]);
-    for ((cost, user), calls) in cost.iter_mut().zip(&mut user).zip([few, many]) {
+    let time = Duration::from_millis(if options.quick { 100 } else { 3000 });
+    // A process for each. Both are measured in turn, since the speed of the host changes.
+    let mut sides = Vec::new();
+    for calls in [few, many] {
+        let (target, mut load) = start(subject)?;
         load.connect(calls, CONCURRENT_CONNECTS)?;
         load.start_calls(calls, CONCURRENT_CALL_SETUPS)?;
-        load.measure(calls, rate, time / 4)?;
-        let before = target.user_us();
-        *cost = cpu_us_per_packet(&target, &mut load, calls, rate, time)?;
-        *user = (target.user_us() - before) / load.stats.sent as f64;
+        load.measure(calls, rate, time / 2)?;
+        sides.push((target, load, calls, [0.0; 3]));
     }
-    for (place, [few, many]) in [(4, cost), (7, user)] {
-        report.add(SATURATION_FIGURES[place], subject, few);
-        report.add(SATURATION_FIGURES[place + 1], subject, many);
-        report.add(SATURATION_FIGURES[place + 2], subject, many / few);
+    for _ in 0..4 {
+        for (target, load, calls, [cost, user, sent]) in &mut sides {
+            let before = (target.cpu_us(), target.user_us());
+            load.measure(*calls, rate, time)?;
+            *cost += target.cpu_us() - before.0;
+            *user += target.user_us() - before.1;
+            *sent += load.stats.sent as f64;
+        }
     }
-    target.stop()
+    let of = |place: usize| sides.iter().map(move |(.., sums)| sums[place] / sums[2]).collect::<Vec<_>>();
+    for (place, cost) in [(4, of(0)), (7, of(1))] {
+        report.add(SATURATION_FIGURES[place], subject, cost[0]);
+        report.add(SATURATION_FIGURES[place + 1], subject, cost[1]);
+        report.add(SATURATION_FIGURES[place + 2], subject, cost[1] / cost[0]);
+    }
+    sides.into_iter().try_for_each(|(target, ..)| target.stop())
 }
 
 // ----- disturbances ---------------------------------------------------------------------------------------------------
