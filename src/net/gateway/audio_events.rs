@@ -53,12 +53,11 @@ impl Gateway {
 
     /// Reads what these datagrams of the batch need.
     fn touch_calls(&mut self, datagrams: Range<usize>) {
-        let mut slots = [None; TOUCHED_AT_ONCE];
-        for (i, slot) in datagrams.zip(&mut slots) {
-            let (_, datagram) = self.audio.socket.datagram(i);
-            *slot = socket::ssrc(datagram).and_then(|ssrc| self.sessions.index.call(ssrc));
+        let mut ssrcs = [None; TOUCHED_AT_ONCE];
+        for (i, ssrc) in datagrams.zip(&mut ssrcs) {
+            *ssrc = socket::ssrc(self.audio.socket.datagram(i).1);
         }
-        self.sessions.touch(slots.into_iter().flatten());
+        self.sessions.touch(self.sessions.index.probable_calls(ssrcs).into_iter().flatten());
     }
 
     /// Writes the frames of a full batch, those of the sessions behind so many dirty ones, before the next batch: so the same few
