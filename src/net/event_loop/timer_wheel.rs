@@ -98,8 +98,9 @@ impl<T: Copy + PartialEq> TimerWheel<T> {
             if self.done < armed_tick && armed_tick <= tick {
                 return;
             }
-            let node = &self.nodes[armed.node as usize];
-            if node.previous != NONE && node.timer == timer {
+            // An entry that has expired may be another timer's by now, or its memory freed.
+            let node = self.nodes.get(armed.node as usize);
+            if node.is_some_and(|node| node.previous != NONE && node.timer == timer) {
                 if armed_tick > tick {
                     self.remove(armed.node);
                     self.nodes[armed.node as usize].tick = tick as u32;
@@ -438,6 +439,11 @@ mod tests {
         wheel.arm_by(&mut armed, start + ms(24), 'a');
         wheel.expire(start + ms(100), &mut due);
         assert_eq!(due, [(3, 'a'), (10, 'b')]);
+        // Its node is gone.
+        wheel.shrink();
+        wheel.arm_by(&mut armed, start + ms(200), 'a');
+        wheel.expire(start + ms(200), &mut due);
+        assert_eq!(due.last(), Some(&(25, 'a')));
     }
 
     #[test]
