@@ -15,7 +15,7 @@ const MAX_CLIENT_ID: usize = 256;
 /// An MQTT client id: `group@@@mac@@@uuid`, or `group@@@mac` from older devices.
 ///
 /// Each connected device has one, so MAC and uuid are kept as bytes if they are written as firmware writes them: 32 bytes instead of
-/// 71 in most cases, with the same group.
+/// 67 with the group `GID_test`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClientId(Box<[u8]>);
 

@@ -476,6 +476,7 @@ mod tests {
         Sleep(u64),
         /// Sleep exactly until `next()`.
         Follow,
+        Shrink,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -489,6 +490,7 @@ mod tests {
             1 => (0u64..600_000_000).prop_map(Step::Sleep),
             1 => (0u64..20_000_000_000).prop_map(Step::Sleep),
             3 => Just(Step::Follow),
+            1 => Just(Step::Shrink),
         ]
     }
 
@@ -524,6 +526,10 @@ mod tests {
                             None => model.push((tick, timer as u32)),
                         }
                         prop_assert_eq!(wheel.len(), model.len());
+                        continue;
+                    }
+                    Step::Shrink => {
+                        wheel.shrink();
                         continue;
                     }
                     Step::Sleep(micros) => now += Duration::from_micros(micros),

@@ -101,8 +101,9 @@ pub fn parse_server_hello(hello: &JsonObject<'_>) -> ServerHello {
 
 /// Whether a device can parse a text that contains this value. It refuses half of a surrogate pair, which raw values may have.
 fn can_be_embedded(raw: &str) -> bool {
-    raw.len() <= MAX_AUDIO_PARAMS
-        && (!raw.contains('\\') || serde_json::from_str::<serde_json::Value>(raw).is_ok())
+    // Real ones are flat, and as part of a message they are JSON.
+    let is_plain = raw.bytes().filter(|byte| b"{[\\".contains(byte)).count() <= 1;
+    raw.len() <= MAX_AUDIO_PARAMS && (is_plain || serde_json::from_str::<serde_json::Value>(raw).is_ok())
 }
 
 fn raw_object(object: &JsonObject<'_>, key: &str) -> Option<Box<str>> {

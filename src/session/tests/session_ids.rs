@@ -115,11 +115,12 @@ fn ids_stay_apart_after_a_redial_to_a_server_with_such_an_id() {
 #[test]
 fn audio_parameters_that_are_too_long_or_break_a_devices_parser_are_not_passed_on() {
     // A device refuses a text with half of a surrogate pair.
-    for value in ["x".repeat(900_000), r"\ud800".to_owned()] {
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    for value in [format!("\"{}\"", "x".repeat(900_000)), r#""\ud800""#.to_owned(), deep] {
         let mut scenario = Scenario::online();
         scenario.device_sends(HELLO);
         scenario.open_backend();
-        let hello = format!(r#"{{"type":"hello","session_id":"s1","audio_params":{{"x":"{value}"}}}}"#);
+        let hello = format!(r#"{{"type":"hello","session_id":"s1","audio_params":{{"x":{value}}}}}"#);
         let began = scenario.server_sends(&hello);
         assert_eq!(
             texts_to_device(&began),

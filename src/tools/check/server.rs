@@ -155,12 +155,12 @@ impl ServerCheck<'_> {
 }
 
 /// The protocol version for a server whose framing is not known yet.
-fn session_id_of(hello: &str) -> Option<Box<str>> {
-    message::parse_server_hello(&JsonObject::parse(hello).ok()?).session_id
-}
-
 fn protocol_version(server: &ChatServerConfig) -> u8 {
     ServerHealth::default().protocol_version(server)
+}
+
+fn session_id_of(hello: &str) -> Option<Box<str>> {
+    message::parse_server_hello(&JsonObject::parse(hello).ok()?).session_id
 }
 
 /// The step that a stage of the gateway's dial is shown as.
