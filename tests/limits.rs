@@ -67,12 +67,10 @@ fn connections_that_never_connect_are_closed_when_there_are_too_many() {
     // The number of connections without CONNECT is limited.
     let mut idle: Vec<Client> = (0..600).map(|_| Client::open(gateway.addresses().mqtt)).collect();
     device.assert_nothing_pending();
-    // If it took longer, the own ten seconds of many were over before.
-    let (for_others, took) = (closed_for_others(&gateway, ""), begun.elapsed());
-    assert!(
-        for_others >= 80.0 || took > Duration::from_secs(9),
-        "{for_others} closed for others in {took:?}"
-    );
+    // The last of them may not be accepted yet. If that took longer, the own ten seconds of many are over before.
+    if begun.elapsed() < Duration::from_secs(9) {
+        support::host::wait_until("80 closed for others", || closed_for_others(&gateway, "") >= 80.0);
+    }
     for client in &mut idle[..80] {
         assert_eq!(client.packet_within(TIMEOUT), Err(PacketError::Closed));
     }
