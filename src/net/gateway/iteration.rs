@@ -278,8 +278,8 @@ impl Gateway {
                 #[cfg(feature = "cluster")]
                 TimerKind::Redis => self.on_redis_timer(tick),
                 #[cfg(feature = "cluster")]
-                TimerKind::GatewayRequest([high, low]) => {
-                    self.on_gateway_request_timer(u64::from(high) << 32 | u64::from(low));
+                TimerKind::GatewayRequest(request_id) => {
+                    self.on_gateway_request_timer(u64::from_be_bytes(request_id));
                 }
                 TimerKind::Drain => self.on_drain_timer(),
                 TimerKind::Stop => {}

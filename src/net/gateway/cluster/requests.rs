@@ -152,7 +152,7 @@ impl Gateway {
         let has_room = self.cluster.requests.asked.len() < MAX_ASKED;
         if has_room {
             let at = self.io.now + timeout_of(request.endpoint, &self.io);
-            self.io.timers.arm(at, TimerKind::of_gateway_request(request.request_id));
+            self.io.timers.arm(at, TimerKind::GatewayRequest(request.request_id.to_be_bytes()));
         } else {
             self.refuse(request, 503, "busy", "Too many requests wait for other gateways.");
         }
@@ -298,7 +298,7 @@ impl Gateway {
             return self.answer_gateway(from, id, &error.response(style));
         }
         let at = self.io.now + timeout_of(endpoint, &self.io) + DEVICE_MARGIN;
-        self.io.timers.arm(at, TimerKind::of_gateway_request(request_id));
+        self.io.timers.arm(at, TimerKind::GatewayRequest(request_id.to_be_bytes()));
         let answers = Answers::of_workers(self.workers_asked(endpoint));
         let served = Served { from, id, request: Box::new(request.clone()), answers };
         self.cluster.requests.served.insert(request_id, served);

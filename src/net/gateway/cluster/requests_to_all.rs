@@ -143,7 +143,7 @@ impl Gateway {
             gathering.others.insert(id, other);
         }
         let at = self.io.now + timeout_of(request.endpoint, &self.io);
-        self.io.timers.arm(at, TimerKind::of_gateway_request(request.request_id));
+        self.io.timers.arm(at, TimerKind::GatewayRequest(request.request_id.to_be_bytes()));
         self.cluster.gatherings.insert(request.request_id, gathering);
         self.finish_gathering(request.request_id);
     }
@@ -204,7 +204,7 @@ impl Gateway {
             self.cluster.gatherings.remove(&request_id);
         } else if self.cluster.gatherings.contains_key(&request_id) {
             let again = self.io.now + timeout_of(Endpoint::Sessions, &self.io);
-            self.io.timers.arm(again, TimerKind::of_gateway_request(request_id));
+            self.io.timers.arm(again, TimerKind::GatewayRequest(request_id.to_be_bytes()));
         }
     }
 
